@@ -1,0 +1,1 @@
+"""PyTorch Distributed Checkpoint on cloud object stores: the shared core."""

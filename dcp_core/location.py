@@ -1,0 +1,109 @@
+"""Checkpoint URLs.
+
+A location is a scheme, a bucket and a prefix. URLs stay strings all the way: ``pathlib`` folds
+``s3://`` into ``s3:/`` and ``//`` into ``/``, and object keys are not paths. Nothing is percent-decoded
+either: the prefix in the URL is the prefix of the keys, character by character.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+
+from dcp_core.errors import InvalidLocationError
+
+__all__ = ["Location", "scheme_of"]
+
+_URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<bucket>[^/]*)(?:/(?P<prefix>.*))?", re.DOTALL)
+_FOLDED_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where a checkpoint lives: every object of it has the key ``prefix + "/" + name``."""
+
+    scheme: str
+    bucket: str
+    prefix: str
+
+    @classmethod
+    def parse(cls, url: str | os.PathLike[str]) -> Location:
+        """Parse ``scheme://bucket/prefix``; one trailing slash is dropped.
+
+        Raises:
+            InvalidLocationError: not such a URL, no bucket, or credentials inside the URL.
+        """
+        text = _as_text(url)
+        match = _URL.fullmatch(text)
+        if match is None:
+            raise InvalidLocationError(_malformed(text))
+        bucket = match["bucket"]
+        if not bucket:
+            raise InvalidLocationError(f"{text!r} names no bucket: expected scheme://bucket/prefix")
+        if ":" in bucket.partition("@")[0] and "@" in bucket:
+            raise InvalidLocationError(
+                "the URL carries credentials before '@'; pass them to the cloud's SDK instead"
+            )
+        prefix = (match["prefix"] or "").removesuffix("/")
+        _check_characters(text, prefix)
+        return cls(match["scheme"].lower(), bucket, prefix)
+
+    def key(self, name: str) -> str:
+        """The key of the object ``name`` of this checkpoint."""
+        return f"{self.prefix}/{name}" if self.prefix else name
+
+    def child(self, name: str | os.PathLike[str]) -> Location:
+        """The location ``name`` below this one.
+
+        Raises:
+            InvalidLocationError: ``name`` is empty, absolute, or climbs with ``..``.
+        """
+        text = _as_text(name)
+        if _FOLDED_URL.match(text):
+            raise InvalidLocationError(_malformed(text))
+        if not text or text.startswith("/") or ".." in text.split("/"):
+            raise InvalidLocationError(
+                f"{text!r} is not a name below {self.url!r}: use a full URL or a relative name without '..'"
+            )
+        text = text.removesuffix("/")
+        _check_characters(text, text)
+        return Location(self.scheme, self.bucket, self.key(text))
+
+    @property
+    def url(self) -> str:
+        """The URL this location was parsed from, without a trailing slash."""
+        base = f"{self.scheme}://{self.bucket}"
+        return f"{base}/{self.prefix}" if self.prefix else base
+
+    def __str__(self) -> str:
+        return self.url
+
+
+def scheme_of(url: str | os.PathLike[str]) -> str | None:
+    """The lower-case scheme of ``url``, or ``None`` when it is not a URL at all."""
+    match = _URL.fullmatch(_as_text(url))
+    return match["scheme"].lower() if match else None
+
+
+def _as_text(url: str | os.PathLike[str]) -> str:
+    text = os.fspath(url)
+    if not isinstance(text, str):
+        raise InvalidLocationError(f"a checkpoint URL is a str, not {type(url).__name__}")
+    return text
+
+
+def _malformed(text: str) -> str:
+    hint = ""
+    if _FOLDED_URL.match(text):
+        hint = "; it looks like a URL that went through pathlib, which drops a slash: pass it as a str"
+    return f"{text!r} is not a checkpoint URL (scheme://bucket/prefix){hint}"
+
+
+def _check_characters(text: str, prefix: str) -> None:
+    if any(ord(character) < 0x20 or ord(character) == 0x7F for character in prefix):
+        raise InvalidLocationError(f"{text!r} has a control character in its prefix")
+    try:
+        prefix.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidLocationError(f"{text!r} cannot be encoded as UTF-8") from error
