@@ -1,0 +1,149 @@
+"""Item frames: what ``torch.save`` writes for one tensor, without touching the tensor's bytes.
+
+A frame is a zip file: a header (the pickle that describes the tensor and some small records), the
+elements, and a tail (a version record and the central directory). For a dense tensor header and tail
+depend only on dtype and shape, so torch's own serializer writes them once, around memory that is never
+read, and every tensor of that kind is then ``header + its own memory + tail``.
+
+torch's zip writer is told to leave out the zip CRCs, as ``torch.serialization.set_crc32_options(False)``
+would: they cost 0.24 CPU seconds a GiB, no reader of torch checks them, and CRC32C covers the bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import struct
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+
+__all__ = ["FrameTemplate", "find_payload", "frame_template", "generic_frame", "is_plain"]
+
+_LOCAL_HEADER = struct.Struct("<4sHHHHHIIIHH")
+_LOCAL_MAGIC = b"PK\x03\x04"
+_PAYLOAD_NAME = b"/data/0"
+_PICKLE_NAME = b"/data.pkl"
+
+
+class FrameTemplate(NamedTuple):
+    """The bytes around the elements of every dense tensor of one dtype and shape."""
+
+    header: bytes
+    payload_size: int
+    tail: bytes
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole frame."""
+        return len(self.header) + self.payload_size + len(self.tail)
+
+
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether ``tensor`` is dense memory of a dtype whose elements alone describe it."""
+    return (
+        type(tensor) in (torch.Tensor, torch.nn.Parameter)
+        and tensor.layout is torch.strided
+        and not tensor.is_quantized
+        and tensor.device.type != "meta"
+    )
+
+
+@lru_cache(maxsize=8192)
+def frame_template(dtype: torch.dtype, shape: tuple[int, ...]) -> FrameTemplate:
+    """The frame of C-contiguous CPU tensors of this dtype and shape."""
+    # uninitialised and never touched: the kernel backs it with no memory
+    blank = torch.empty(shape, dtype=dtype)
+    pieces = _torch_save_pieces(blank)
+    if blank.nbytes == 0:
+        return FrameTemplate(b"".join(pieces), 0, b"")
+    index = _payload_index(pieces)
+    if pieces[index].nbytes != blank.nbytes:
+        raise AssertionError(f"torch.save wrote {pieces[index].nbytes} bytes for {blank.nbytes} of {dtype}")
+    return FrameTemplate(b"".join(pieces[:index]), blank.nbytes, b"".join(pieces[index + 1 :]))
+
+
+class _Pieces:
+    """A sink that keeps what the zip writer hands it, as it was handed over."""
+
+    def __init__(self) -> None:
+        self.views: list[memoryview] = []
+
+    def write(self, data: bytes | memoryview) -> int:
+        view = memoryview(data)
+        # small pieces lie in the writer's own buffers, which it reuses
+        self.views.append(memoryview(bytes(view)) if view.nbytes < 4096 else view)
+        return view.nbytes
+
+    def flush(self) -> None:
+        """Nothing is buffered here."""
+
+
+def _torch_save_pieces(tensor: torch.Tensor) -> list[memoryview]:
+    sink = _Pieces()
+    alignment = torch.serialization._get_storage_alignment()
+    writer = torch._C.PyTorchFileWriter(sink, False, alignment)
+    torch.serialization._save(tensor, writer, pickle, torch.serialization.DEFAULT_PROTOCOL, False)
+    writer.write_end_of_file()
+    return sink.views
+
+
+def _payload_index(pieces: list[memoryview]) -> int:
+    """Index of the elements: they follow the name and the padding of their local header."""
+    for index, piece in enumerate(pieces):
+        if piece.nbytes < 64 and bytes(piece).endswith(_PAYLOAD_NAME):
+            extra = _LOCAL_HEADER.unpack(pieces[index - 1])[-1]
+            index += 1
+            while extra > 0:
+                extra -= pieces[index].nbytes
+                index += 1
+            return index
+    raise AssertionError("torch.save wrote no storage record")
+
+
+def generic_frame(value: torch.Tensor) -> bytes:
+    """The frame of a tensor that is not plain: sparse, quantized, a subclass. A copy."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def find_payload(head: bytes | memoryview, dtype: torch.dtype, shape: tuple[int, ...]) -> int | None:
+    """Offset of the elements in a frame of any writer, from its first bytes.
+
+    ``None`` unless the frame's own pickle is, byte for byte, that of a C-contiguous CPU tensor of this
+    dtype and shape which owns its storage: then ``torch.load`` has to say what the frame is.
+
+    Args:
+        head: the first bytes of the frame; 8 KiB reach past every header seen.
+    """
+    data = bytes(head)
+    expected = _pickle_record(frame_template(dtype, shape).header)
+    if expected is None or _pickle_record(data) != expected:
+        return None
+    name_at = data.find(_PAYLOAD_NAME, len(expected))
+    header_at = data.rfind(_LOCAL_MAGIC, 0, name_at) if name_at >= 0 else -1
+    if header_at < 0 or header_at + _LOCAL_HEADER.size > len(data):
+        return None
+    fields = _LOCAL_HEADER.unpack_from(data, header_at)
+    method, name_length, extra_length = fields[3], fields[9], fields[10]
+    name_start = header_at + _LOCAL_HEADER.size
+    stored = method == 0 and data[name_start : name_start + name_length].endswith(_PAYLOAD_NAME)
+    offset = name_start + int(name_length) + int(extra_length)
+    return offset if stored and offset <= len(data) else None
+
+
+def _pickle_record(data: bytes) -> bytes | None:
+    """The pickle of a frame: its first record, up to the record's end mark."""
+    if len(data) < _LOCAL_HEADER.size or data[:4] != _LOCAL_MAGIC:
+        return None
+    fields = _LOCAL_HEADER.unpack_from(data)
+    method, size, name_length, extra_length = fields[3], fields[7], fields[9], fields[10]
+    start = _LOCAL_HEADER.size + int(name_length) + int(extra_length)
+    name = data[_LOCAL_HEADER.size : _LOCAL_HEADER.size + int(name_length)]
+    if method != 0 or not name.endswith(_PICKLE_NAME):
+        return None
+    # streamed records carry their size behind the data, so that the header says 0
+    stop = start + int(size) if size else data.find(b"PK\x07\x08", start)
+    return data[start:stop] if stop > start else None

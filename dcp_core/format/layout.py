@@ -1,0 +1,40 @@
+"""Names of the objects of a checkpoint.
+
+::
+
+    <prefix>/.metadata                        the commit record, written last
+    <prefix>/__<rank>.metadata                the same, one a rank, for use_collectives=False
+    <prefix>/__<rank>_<n>.<token>.distcp      data; the token is new for every save and rank
+
+A new token for every save means that a save never writes to an object which a committed checkpoint
+refers to, so a failed overwrite leaves the old checkpoint whole.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+
+__all__ = ["data_name", "is_data_name", "metadata_name", "new_token"]
+
+_DATA = re.compile(r"__\d+_\d+\.[0-9a-f]{16}\.distcp")
+
+
+def new_token() -> str:
+    """A token that no other save or rank has."""
+    return secrets.token_hex(8)
+
+
+def data_name(rank: int, number: int, token: str) -> str:
+    """Name of the ``number``-th data object (from 0) that ``rank`` writes in one save."""
+    return f"__{rank}_{number}.{token}.distcp"
+
+
+def is_data_name(name: str) -> bool:
+    """Whether a save of this library made an object of this name."""
+    return _DATA.fullmatch(name) is not None
+
+
+def metadata_name(rank: int | None = None) -> str:
+    """Name of the commit record: one a checkpoint, or one a rank where ranks do not coordinate."""
+    return ".metadata" if rank is None else f"__{rank}.metadata"
