@@ -1,0 +1,94 @@
+"""One plan item as a frame: the bytes before, the elements where they lie, the bytes after."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch.distributed.checkpoint.metadata import MetadataIndex
+from torch.distributed.checkpoint.planner import SavePlanner, WriteItem, WriteItemType
+
+from dcp_core.config import MIB
+from dcp_core.errors import CheckpointIncompleteError
+from dcp_core.format.frames import frame_template, generic_frame, is_plain
+from dcp_core.save.stage import staged_bytes
+from dcp_core.transfer import tensor_bytes
+
+__all__ = ["Frame", "frame_item"]
+
+#: Bytes of one staged block: large enough for the full copy rate of a device, small beside a part.
+_STAGE_BLOCK = 8 * MIB
+
+
+@dataclass(frozen=True)
+class Frame:
+    """An item ready to send. ``payload`` yields ``payload_size`` bytes, once; ``plain`` says that they
+    are the elements of a dense tensor with the dtype and shape that the plan promised."""
+
+    index: MetadataIndex
+    header: bytes
+    payload: Iterator[memoryview]
+    payload_size: int
+    tail: bytes
+    plain: bool
+
+    @property
+    def size(self) -> int:
+        return len(self.header) + self.payload_size + len(self.tail)
+
+
+def frame_item(item: WriteItem, planner: SavePlanner) -> Frame:
+    """Ask the planner for the item's data and frame it as stock torch does.
+
+    Raises:
+        CheckpointIncompleteError: the planner gave a tensor of another shape than it planned, which no
+            load could place, or something that is neither a tensor nor bytes.
+    """
+    data = planner.resolve_data(item)
+    if item.type is WriteItemType.BYTE_IO:
+        if not isinstance(data, io.BytesIO):
+            raise CheckpointIncompleteError(f"the planner gave {type(data).__name__} for the bytes of {_name(item)}")
+        return _opaque(item, data.getbuffer())
+    if not isinstance(data, torch.Tensor):
+        raise CheckpointIncompleteError(f"the planner gave {type(data).__name__} for the tensor {_name(item)}")
+    return _frame_tensor(item, data.detach())
+
+
+def _frame_tensor(item: WriteItem, tensor: torch.Tensor) -> Frame:
+    planned = item.tensor_data
+    if planned is not None and tensor.shape != planned.chunk.sizes:
+        raise CheckpointIncompleteError(
+            f"{_name(item)} was planned with shape {tuple(planned.chunk.sizes)} "
+            f"but resolved to {tuple(tensor.shape)}"
+        )
+    if not is_plain(tensor):
+        return _opaque(item, memoryview(generic_frame(tensor.cpu())))
+    tensor = tensor.resolve_conj().resolve_neg()
+    template = frame_template(tensor.dtype, tuple(tensor.shape))
+    return Frame(
+        index=item.index,
+        header=template.header,
+        payload=_elements(tensor),
+        payload_size=template.payload_size,
+        tail=template.tail,
+        plain=planned is not None and tensor.dtype is planned.properties.dtype,
+    )
+
+
+def _elements(tensor: torch.Tensor) -> Iterator[memoryview]:
+    if tensor.nbytes == 0:
+        return iter(())
+    if tensor.device.type == "cpu" and tensor.is_contiguous():
+        return iter((tensor_bytes(tensor),))
+    return staged_bytes(tensor, _STAGE_BLOCK)
+
+
+def _opaque(item: WriteItem, data: memoryview) -> Frame:
+    """A frame of which only its whole is known."""
+    return Frame(item.index, b"", iter((data,)), data.nbytes, b"", plain=False)
+
+
+def _name(item: WriteItem) -> str:
+    return repr(item.index.fqn)

@@ -1,0 +1,58 @@
+"""Planning a rank's data objects. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from torch.distributed.checkpoint.metadata import (
+    Metadata,
+    MetadataIndex,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import WriteItem
+
+from dcp_core.config import MIB
+from dcp_core.store import Limits
+
+__all__ = ["expected_indexes", "part_size_for", "planned_bytes"]
+
+#: A frame's header and tail, generously.
+_FRAME_OVERHEAD = 4096
+
+
+def planned_bytes(items: Iterable[WriteItem]) -> int:
+    """Bytes that ``items`` will take, as far as the plan knows: non-tensor items often have no size."""
+    total = 0
+    for item in items:
+        total += _FRAME_OVERHEAD
+        if item.tensor_data is not None:
+            itemsize = item.tensor_data.properties.dtype.itemsize
+            total += math.prod(item.tensor_data.chunk.sizes) * itemsize
+        elif item.bytes_io_data is not None:
+            total += item.bytes_io_data.nbytes
+    return total
+
+
+def part_size_for(total: int, wanted: int, limits: Limits) -> int:
+    """Part size such that an object of ``total`` bytes needs at most half of the parts allowed.
+
+    The other half is for what the plan does not know. All parts but the last have this size: some stores
+    insist on it.
+    """
+    largest_object = min(total, limits.max_object_size)
+    needed = -(-largest_object // max(1, limits.max_parts // 2))
+    if needed > wanted:
+        needed = -(-needed // MIB) * MIB
+    return min(max(wanted, needed, limits.min_part_size), limits.max_part_size)
+
+
+def expected_indexes(metadata: Metadata) -> set[MetadataIndex]:
+    """The index of every item that a whole checkpoint with this metadata has."""
+    expected: set[MetadataIndex] = set()
+    for name, entry in metadata.state_dict_metadata.items():
+        if isinstance(entry, TensorStorageMetadata):
+            expected.update(MetadataIndex(name, chunk.offsets) for chunk in entry.chunks)
+        else:
+            expected.add(MetadataIndex(name))
+    return expected
