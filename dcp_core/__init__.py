@@ -1,1 +1,67 @@
-"""PyTorch Distributed Checkpoint on cloud object stores: the shared core."""
+"""PyTorch Distributed Checkpoint on cloud object stores: the shared core.
+
+::
+
+    import torch.distributed.checkpoint as dcp
+    from dcp_core import CloudStorageReader, CloudStorageWriter
+
+    dcp.save(state, storage_writer=CloudStorageWriter("s3://bucket/run/step-1000"))
+    dcp.load(state, storage_reader=CloudStorageReader("s3://bucket/run/step-1000"))
+"""
+
+from dcp_core.config import LoadOptions, SaveOptions
+from dcp_core.errors import (
+    AmbiguousSchemeError,
+    BucketNotFoundError,
+    CheckpointCorruptError,
+    CheckpointError,
+    CheckpointExistsError,
+    CheckpointIncompleteError,
+    CheckpointNotFoundError,
+    CheckpointReplacedError,
+    CloudCheckpointError,
+    ConfigurationError,
+    ConflictError,
+    CredentialsError,
+    DeadlineExceededError,
+    InvalidLocationError,
+    MissingExtraError,
+    ObjectNotFoundError,
+    PermissionDeniedError,
+    ThrottledError,
+    TransientError,
+    UnknownSchemeError,
+    UnsupportedError,
+    UntrustedDataError,
+)
+from dcp_core.reader import CloudStorageReader
+from dcp_core.writer import CloudStorageWriter
+
+__all__ = [
+    "AmbiguousSchemeError",
+    "BucketNotFoundError",
+    "CheckpointCorruptError",
+    "CheckpointError",
+    "CheckpointExistsError",
+    "CheckpointIncompleteError",
+    "CheckpointNotFoundError",
+    "CheckpointReplacedError",
+    "CloudCheckpointError",
+    "CloudStorageReader",
+    "CloudStorageWriter",
+    "ConfigurationError",
+    "ConflictError",
+    "CredentialsError",
+    "DeadlineExceededError",
+    "InvalidLocationError",
+    "LoadOptions",
+    "MissingExtraError",
+    "ObjectNotFoundError",
+    "PermissionDeniedError",
+    "SaveOptions",
+    "ThrottledError",
+    "TransientError",
+    "UnknownSchemeError",
+    "UnsupportedError",
+    "UntrustedDataError",
+]

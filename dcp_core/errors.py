@@ -108,9 +108,7 @@ class CloudCheckpointError(Exception):
         return (_rebuild, (type(self), self.message, self.__dict__.copy()))
 
 
-def _rebuild(
-    cls: type[CloudCheckpointError], message: str, fields: dict[str, Any]
-) -> CloudCheckpointError:
+def _rebuild(cls: type[CloudCheckpointError], message: str, fields: dict[str, Any]) -> CloudCheckpointError:
     error = cls(message)
     error.__dict__.update(fields)
     return error

@@ -109,7 +109,8 @@ def _load(scheme: str, claim: _Claim) -> Backend:
         backend = claim.entry.load()
     except ImportError as error:
         raise MissingExtraError(
-            f"{scheme}:// needs the package {error.name or error}: {_install_hint(scheme, claim.distribution)}"
+            f"{scheme}:// needs the package {error.name or error}: "
+            f"{_install_hint(scheme, claim.distribution)}"
         ) from error
     if not isinstance(backend, Backend):
         raise ConfigurationError(

@@ -83,22 +83,25 @@ class _Pieces:
 def _torch_save_pieces(tensor: torch.Tensor) -> list[memoryview]:
     sink = _Pieces()
     alignment = torch.serialization._get_storage_alignment()
-    writer = torch._C.PyTorchFileWriter(sink, False, alignment)
-    torch.serialization._save(tensor, writer, pickle, torch.serialization.DEFAULT_PROTOCOL, False)
+    # the writer takes anything with write(); torch's stubs ask for a whole file, and leave _save untyped
+    writer = torch._C.PyTorchFileWriter(sink, False, alignment)  # type: ignore[call-overload]
+    torch.serialization._save(  # type: ignore[no-untyped-call]
+        tensor, writer, pickle, torch.serialization.DEFAULT_PROTOCOL, False
+    )
     writer.write_end_of_file()
     return sink.views
 
 
 def _payload_index(pieces: list[memoryview]) -> int:
     """Index of the elements: they follow the name and the padding of their local header."""
-    for index, piece in enumerate(pieces):
+    for named, piece in enumerate(pieces):
         if piece.nbytes < 64 and bytes(piece).endswith(_PAYLOAD_NAME):
-            extra = _LOCAL_HEADER.unpack(pieces[index - 1])[-1]
-            index += 1
-            while extra > 0:
-                extra -= pieces[index].nbytes
-                index += 1
-            return index
+            padding = _LOCAL_HEADER.unpack(pieces[named - 1])[-1]
+            after = named + 1
+            while padding > 0:
+                padding -= pieces[after].nbytes
+                after += 1
+            return after
     raise AssertionError("torch.save wrote no storage record")
 
 

@@ -92,7 +92,7 @@ def decode_metadata(data: bytes, *, bucket: str, key: str) -> Metadata:
     try:
         metadata = _MetadataUnpickler(io.BytesIO(data)).load()
     # a hostile or damaged stream can make the unpickler raise anything; no state is shared with it
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         raise CheckpointCorruptError(
             f"the commit record is not readable: {error or type(error).__name__}", bucket=bucket, key=key
         ) from error

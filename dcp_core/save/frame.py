@@ -49,10 +49,14 @@ def frame_item(item: WriteItem, planner: SavePlanner) -> Frame:
     data = planner.resolve_data(item)
     if item.type is WriteItemType.BYTE_IO:
         if not isinstance(data, io.BytesIO):
-            raise CheckpointIncompleteError(f"the planner gave {type(data).__name__} for the bytes of {_name(item)}")
+            raise CheckpointIncompleteError(
+                f"the planner gave {type(data).__name__} for the bytes of {_name(item)}"
+            )
         return _opaque(item, data.getbuffer())
     if not isinstance(data, torch.Tensor):
-        raise CheckpointIncompleteError(f"the planner gave {type(data).__name__} for the tensor {_name(item)}")
+        raise CheckpointIncompleteError(
+            f"the planner gave {type(data).__name__} for the tensor {_name(item)}"
+        )
     return _frame_tensor(item, data.detach())
 
 
@@ -60,7 +64,7 @@ def _frame_tensor(item: WriteItem, tensor: torch.Tensor) -> Frame:
     planned = item.tensor_data
     if planned is not None and tensor.shape != planned.chunk.sizes:
         raise CheckpointIncompleteError(
-            f"{_name(item)} was planned with shape {tuple(planned.chunk.sizes)} "
+            f"{item.index.fqn!r} was planned with shape {tuple(planned.chunk.sizes)} "
             f"but resolved to {tuple(tensor.shape)}"
         )
     if not is_plain(tensor):
@@ -90,5 +94,7 @@ def _opaque(item: WriteItem, data: memoryview) -> Frame:
     return Frame(item.index, b"", iter((data,)), data.nbytes, b"", plain=False)
 
 
-def _name(item: WriteItem) -> str:
-    return repr(item.index.fqn)
+def _unexpected(item: WriteItem, data: object) -> CheckpointIncompleteError:
+    return CheckpointIncompleteError(
+        f"the planner resolved {item.index.fqn!r}, planned as {item.type.name}, to a {type(data).__name__}"
+    )

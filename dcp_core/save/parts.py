@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from dcp_core.errors import CheckpointIncompleteError, UnsupportedError
 from dcp_core.format.checksum import BLOCK_SIZE, combine, pack
@@ -16,7 +17,7 @@ from dcp_core.save.frame import Frame
 
 __all__ = ["Entry", "ObjectCutter", "PartDraft", "Piece", "block_checksums"]
 
-#: Neighbouring header and tail bytes are joined up to this size; elements never are.
+#: Marks header and tail bytes. A tail is joined with the header that follows it; elements are never joined.
 _NO_BLOCK = (-1, -1)
 
 
@@ -41,8 +42,7 @@ class PartDraft:
         self.size += view.nbytes
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """Where a frame lies in its object."""
 
     frame: Frame
@@ -124,17 +124,12 @@ class ObjectCutter:
 
     def storage_infos(self, name: str, checksums: dict[int, bytes]) -> list[StorageInfo]:
         """Where each entry lies, with the packed block checksums by entry number."""
-        return [
-            storage_info(
-                name,
-                entry.offset,
-                entry.frame.size,
-                Payload(
-                    len(entry.frame.header), entry.frame.payload_size, entry.frame.plain, checksums.get(number, b"")
-                ),
-            )
-            for number, entry in enumerate(self.entries)
-        ]
+        infos = []
+        for number, (frame, offset) in enumerate(self.entries):
+            recorded = checksums.get(number, b"")
+            payload = Payload(len(frame.header), frame.payload_size, frame.plain, recorded)
+            infos.append(storage_info(name, offset, frame.size, payload))
+        return infos
 
 
 def block_checksums(pieces: Iterable[tuple[tuple[int, int], int, int]]) -> dict[int, bytes]:

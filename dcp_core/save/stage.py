@@ -45,7 +45,7 @@ def row_blocks(tensor: torch.Tensor, block_size: int) -> Iterator[torch.Tensor]:
         for row in tensor.unbind(0):
             yield from row_blocks(row, block_size)
         return
-    yield from tensor.split(block_size // row_bytes, 0)
+    yield from torch.split(tensor, block_size // row_bytes)
 
 
 def _device_copier(device: torch.device) -> Callable[[torch.Tensor], Callable[[], torch.Tensor]]:

@@ -11,7 +11,12 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
 
 from dcp_core.config import SaveOptions
-from dcp_core.errors import CheckpointIncompleteError, CloudCheckpointError, ObjectNotFoundError, TransientError
+from dcp_core.errors import (
+    CheckpointIncompleteError,
+    CloudCheckpointError,
+    ObjectNotFoundError,
+    TransientError,
+)
 from dcp_core.format.checksum import combine, crc32c
 from dcp_core.save.frame import Frame, frame_item
 from dcp_core.save.parts import ObjectCutter, PartDraft, block_checksums
@@ -58,7 +63,8 @@ class RankWriter:
     def _write_object(self, name: str, cutter: ObjectCutter, part_size: int) -> list[WriteResult]:
         key = self.key_of(name)
         parts = cutter.parts()
-        head = list(itertools.islice(parts, 2))
+        # items may all be empty: their object is there all the same
+        head = list(itertools.islice(parts, 2)) or [PartDraft(1)]
         if len(head) == 2 or head[0].size > self.store.limits.max_put_size:
             info, pieces = self._write_parts(key, itertools.chain(head, parts), part_size)
         else:
@@ -83,7 +89,9 @@ class RankWriter:
     ) -> tuple[ObjectInfo, _Pieces]:
         upload = self.transfer.attempt(lambda: self.store.start_upload(key))
         try:
-            sent = self.transfer.run(drafts, lambda draft: self._send(upload, draft), self._workers(part_size))
+            sent = self.transfer.run(
+                drafts, lambda draft: self._send(upload, draft), self._workers(part_size)
+            )
             info = self._finish(upload, [part for part, _ in sent])
         except BaseException as error:
             self._abort(upload, error)

@@ -2,7 +2,7 @@
 
 ::
 
-    Transfer.run(tasks, work)        workers pull tasks, one each: what is being worked on is what is in memory
+    Transfer.run(tasks, work)        workers pull tasks: only what is worked on is in memory
       └─ Transfer.attempt(call)      gate → try → back off and try again → the error, with the rank
 """
 
@@ -63,7 +63,9 @@ class Transfer:
                 errors.append(error)
                 self._stop.set()
 
-        threads = [threading.Thread(target=worker, name=f"dcp-cloud-{n}", daemon=True) for n in range(workers)]
+        threads = [
+            threading.Thread(target=worker, name=f"dcp-cloud-{n}", daemon=True) for n in range(workers)
+        ]
         self._join(threads)
         if errors:
             raise self._at_rank(errors[0])

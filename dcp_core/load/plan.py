@@ -1,0 +1,169 @@
+"""Which bytes to ask for. Pure: no I/O, no tensors. Ranges: inclusive start, exclusive stop.
+
+::
+
+    region of a stored chunk ── cut_flat / cut_region ──> placements ── coalesce ──> requests
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+__all__ = [
+    "Box",
+    "Placement",
+    "Request",
+    "Step",
+    "coalesce",
+    "cut_flat",
+    "cut_region",
+    "flat_range",
+    "request_size_for",
+]
+
+#: Requests below this size cost more in round trips than they win in parallelism.
+_SMALLEST_REQUEST = 4 << 20
+
+
+class Box(NamedTuple):
+    """A hyper-rectangle of a stored chunk: first index and extent in each dimension."""
+
+    offsets: tuple[int, ...]
+    lengths: tuple[int, ...]
+
+
+class Placement(NamedTuple):
+    """Bytes ``[start, stop)`` of the object ``name`` for the read item number ``item``.
+
+    ``box`` says which elements of the stored chunk they hold, from its first to its last one with
+    whatever lies between; ``None`` says that they are adjacent elements for a dense target, from its
+    element number ``first`` on. Items that are not placed by element have ``first == -1``.
+    """
+
+    name: str
+    start: int
+    stop: int
+    item: int
+    first: int = 0
+    box: Box | None = None
+
+
+@dataclass
+class Step:
+    """Adjacent bytes of one request that go to the same place, or, if placements overlap, to several."""
+
+    start: int
+    stop: int
+    placements: list[Placement]
+
+
+@dataclass
+class Request:
+    """One range request; bytes between its steps are read and dropped."""
+
+    name: str
+    start: int
+    stop: int
+    steps: list[Step] = field(default_factory=list)
+
+
+def strides_of(sizes: Sequence[int]) -> tuple[int, ...]:
+    """Strides, in elements, of a C-contiguous array."""
+    strides = [1] * len(sizes)
+    for dim in range(len(sizes) - 2, -1, -1):
+        strides[dim] = strides[dim + 1] * sizes[dim + 1]
+    return tuple(strides)
+
+
+def flat_range(sizes: Sequence[int], box: Box) -> tuple[int, int] | None:
+    """Elements ``[first, last + 1)`` of a C-contiguous chunk if ``box`` is exactly those, else ``None``."""
+    start, stop = _span(strides_of(sizes), box)
+    return (start, stop) if stop - start == math.prod(box.lengths) else None
+
+
+def _span(strides: Sequence[int], box: Box) -> tuple[int, int]:
+    start = sum(offset * stride for offset, stride in zip(box.offsets, strides, strict=True))
+    last = sum((length - 1) * stride for length, stride in zip(box.lengths, strides, strict=True))
+    return start, start + last + 1
+
+
+def cut_flat(start: int, stop: int, size: int, block: int) -> Iterator[tuple[int, int]]:
+    """Cut payload bytes ``[start, stop)`` into ranges of about ``size``, at multiples of ``block``.
+
+    Cuts at block borders let each range verify all blocks but those that ``start`` and ``stop`` split.
+    """
+    step = max(block, size // block * block)
+    while start < stop:
+        end = min(stop, (start // step + 1) * step)
+        yield start, end
+        start = end
+
+
+def cut_region(
+    sizes: Sequence[int], box: Box, itemsize: int, size: int, gap: int
+) -> Iterator[tuple[Box, int, int]]:
+    """Cut a box of a C-contiguous chunk into boxes of which each spans about ``size`` bytes at most.
+
+    Rows that lie further apart than ``gap`` bytes become boxes of their own. Yields the box and its span
+    in elements. Cuts fall on multiples that do not depend on where the box begins, so that two overlapping
+    boxes are cut alike.
+    """
+    strides = strides_of(sizes)
+    start, stop = _span(strides, box)
+    dim = next((d for d, length in enumerate(box.lengths) if length > 1), None)
+    if dim is None:
+        yield box, start, stop
+        return
+    row = Box(box.offsets, (*box.lengths[:dim], 1, *box.lengths[dim + 1 :]))
+    row_start, row_stop = _span(strides, row)
+    row_bytes, stride_bytes = (row_stop - row_start) * itemsize, strides[dim] * itemsize
+    apart = stride_bytes - row_bytes > gap
+    if not apart and (stop - start) * itemsize <= size:
+        yield box, start, stop
+        return
+    rows = 1 if apart or row_bytes > size else max(1, size // stride_bytes)
+    first, end = box.offsets[dim], box.offsets[dim] + box.lengths[dim]
+    while first < end:
+        until = min(end, (first // rows + 1) * rows)
+        part = Box(
+            (*box.offsets[:dim], first, *box.offsets[dim + 1 :]),
+            (*box.lengths[:dim], until - first, *box.lengths[dim + 1 :]),
+        )
+        if until - first == 1:
+            yield from cut_region(sizes, part, itemsize, size, gap)
+        else:
+            yield part, *_span(strides, part)
+        first = until
+
+
+def request_size_for(total: int, largest: int, concurrency: int) -> int:
+    """Request size that keeps ``concurrency`` connections busy with ``total`` bytes."""
+    return min(largest, max(_SMALLEST_REQUEST, total // (2 * concurrency)))
+
+
+def coalesce(placements: Iterable[Placement], size: int, gap: int) -> list[Request]:
+    """Group placements into requests of about ``size`` bytes, reading through up to ``gap`` unneeded ones.
+
+    Every byte is asked for once, whatever number of placements it serves, and none outside the placements
+    but those gaps. Placements must not be empty.
+    """
+    requests: list[Request] = []
+    for placement in sorted(placements, key=lambda p: (p.name, p.start, p.stop)):
+        request = requests[-1] if requests else None
+        if request is not None and request.name == placement.name:
+            step = request.steps[-1]
+            if placement.start < step.stop:
+                step.placements.append(placement)
+                step.stop = max(step.stop, placement.stop)
+                request.stop = step.stop
+                continue
+            if placement.start - request.stop <= gap and placement.stop - request.start <= size:
+                request.steps.append(Step(placement.start, placement.stop, [placement]))
+                request.stop = placement.stop
+                continue
+        step = Step(placement.start, placement.stop, [placement])
+        requests.append(Request(placement.name, placement.start, placement.stop, [step]))
+    return requests

@@ -1,0 +1,242 @@
+"""The state dict's side of a load: what bytes become.
+
+A target is one read item. Bytes are received straight into it where it is dense CPU memory of the stored
+dtype; otherwise they pass through a bounded scratch buffer.
+"""
+
+from __future__ import annotations
+
+import abc
+import io
+import math
+import threading
+from collections.abc import Iterator
+
+import torch
+from torch.distributed._shard._utils import narrow_tensor_by_index
+from torch.distributed.checkpoint._extension import ExtensionRegistry, StreamTransformExtension
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.planner import LoadPlanner, ReadItem
+
+from dcp_core.config import LoadOptions
+from dcp_core.errors import CheckpointCorruptError, UntrustedDataError
+from dcp_core.format.checksum import BLOCK_SIZE
+from dcp_core.format.frames import find_payload
+from dcp_core.load.plan import Box, Placement, cut_flat, cut_region, flat_range, strides_of
+from dcp_core.load.source import Source
+from dcp_core.transfer import tensor_bytes
+
+__all__ = ["BytesTarget", "Target", "TensorTarget"]
+
+
+class Target(abc.ABC):
+    """One read item: which bytes it needs and where they go."""
+
+    def __init__(self, number: int, item: ReadItem, source: Source) -> None:
+        self.number = number
+        self.item = item
+        self.source = source
+
+    def placements(self, size: int, gap: int) -> Iterator[Placement]:
+        """The bytes this item needs; here, its whole frame."""
+        del size, gap
+        info = self.source.info
+        yield Placement(info.relative_path, info.offset, info.offset + info.length, self.number, -1)
+
+    def direct(self, placement: Placement) -> memoryview | None:
+        """Memory of the state dict that the bytes of ``placement`` may be received into."""
+        del placement
+        return None
+
+    @abc.abstractmethod
+    def place(self, placement: Placement, data: torch.Tensor) -> None:
+        """Take over the bytes of ``placement`` from ``data``, 1-d uint8, which is not kept."""
+
+    @abc.abstractmethod
+    def commit(self, planner: LoadPlanner) -> None:
+        """Tell the planner that the item is complete. One item at a time."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the item's memory is."""
+        return torch.device("cpu")
+
+
+class TensorTarget(Target):
+    """A tensor, or a slice of one."""
+
+    def __init__(self, number: int, item: ReadItem, source: Source, tensor: torch.Tensor) -> None:
+        super().__init__(number, item, source)
+        self._tensor = tensor
+        self._data = tensor.detach()
+        if tuple(self._data.shape) != tuple(item.lengths):
+            raise CheckpointCorruptError(
+                f"{item.dest_index.fqn!r}: the planner gave a tensor of shape {tuple(self._data.shape)} "
+                f"for a read of {tuple(item.lengths)}"
+            )
+        self._box = Box(tuple(item.storage_offsets), tuple(item.lengths))
+        self._dense = self._data.is_contiguous() and self._data.layout is torch.strided
+        self._memory: memoryview | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self._data.device
+
+    @property
+    def _itemsize(self) -> int:
+        assert self.source.dtype is not None
+        return self.source.dtype.itemsize
+
+    def placements(self, size: int, gap: int) -> Iterator[Placement]:
+        if self._data.numel() == 0:
+            return
+        if not self.source.elements_known:
+            yield from super().placements(size, gap)
+            return
+        name, base, itemsize = self.source.info.relative_path, self.source.start, self._itemsize
+        flat = flat_range(self.source.shape, self._box) if self._dense else None
+        if flat is not None:
+            start = flat[0] * itemsize
+            for begin, end in cut_flat(start, flat[1] * itemsize, size, BLOCK_SIZE):
+                yield Placement(name, base + begin, base + end, self.number, (begin - start) // itemsize)
+            return
+        for box, first, stop in cut_region(self.source.shape, self._box, itemsize, size, gap):
+            yield Placement(name, base + first * itemsize, base + stop * itemsize, self.number, 0, box)
+
+    def direct(self, placement: Placement) -> memoryview | None:
+        if placement.first < 0 or placement.box is not None or not self._receivable():
+            return None
+        if self._memory is None:
+            self._memory = tensor_bytes(self._data)
+        start = placement.first * self._itemsize
+        return self._memory[start : start + placement.stop - placement.start]
+
+    def _receivable(self) -> bool:
+        data = self._data
+        return (
+            self._dense
+            and data.device.type == "cpu"
+            and data.dtype is self.source.dtype
+            and not (data.is_conj() or data.is_neg())
+        )
+
+    def place(self, placement: Placement, data: torch.Tensor) -> None:
+        if placement.first < 0:
+            self._data.copy_(narrow_tensor_by_index(self._frame(data), self._box.offsets, self._box.lengths))
+            return
+        assert self.source.dtype is not None
+        elements = data.view(self.source.dtype)
+        if placement.box is None:
+            flat = self._data.view(-1)
+            flat[placement.first : placement.first + elements.numel()].copy_(elements, non_blocking=True)
+            return
+        box = placement.box
+        stored = elements.as_strided(box.lengths, strides_of(self.source.shape))
+        inside = [offset - origin for offset, origin in zip(box.offsets, self._box.offsets, strict=True)]
+        narrow_tensor_by_index(self._data, inside, box.lengths).copy_(stored, non_blocking=True)
+
+    def _frame(self, data: torch.Tensor) -> torch.Tensor:
+        """The chunk in a whole frame of any writer."""
+        source = self.source
+        assert source.dtype is not None
+        frame = data
+        if source.info.transform_descriptors:
+            frame = torch.frombuffer(bytearray(_transformed(source, data).read()), dtype=torch.uint8)
+        head = bytes(tensor_bytes(frame[:8192]))
+        offset = find_payload(head, source.dtype, source.shape)
+        if offset is not None:
+            size = math.prod(source.shape) * source.dtype.itemsize
+            if offset + size > frame.numel():
+                raise _damaged(self, "it is cut short")
+            # a clone is aligned for any dtype, which an offset into a frame need not be
+            return frame[offset : offset + size].clone().view(source.dtype).view(source.shape)
+        try:
+            loaded = torch.load(io.BytesIO(tensor_bytes(frame)), map_location="cpu", weights_only=True)
+        # torch.load raises what it pleases on damaged input
+        except Exception as error:
+            raise _damaged(self, str(error)) from error
+        if not isinstance(loaded, torch.Tensor) or tuple(loaded.shape) != source.shape:
+            raise _damaged(self, f"it does not hold a tensor of shape {source.shape}")
+        return loaded
+
+    def commit(self, planner: LoadPlanner) -> None:
+        planner.commit_tensor(self.item, self._tensor)
+
+
+class BytesTarget(Target):
+    """A non-tensor item."""
+
+    def __init__(self, number: int, item: ReadItem, source: Source, options: LoadOptions) -> None:
+        super().__init__(number, item, source)
+        self._options = options
+        self._value = io.BytesIO()
+
+    def place(self, placement: Placement, data: torch.Tensor) -> None:
+        del placement
+        if self.source.info.transform_descriptors:
+            self._value = io.BytesIO(_transformed(self.source, data).read())
+        else:
+            self._value = io.BytesIO(tensor_bytes(data))
+
+    def commit(self, planner: LoadPlanner) -> None:
+        # other planners decide by themselves what the bytes are
+        if self._options.weights_only and isinstance(planner, DefaultLoadPlanner):
+            self._refuse_code()
+        planner.load_bytes(self.item, self._value)
+        self._value = io.BytesIO()
+
+    def _refuse_code(self) -> None:
+        try:
+            torch.load(self._value, map_location="cpu", weights_only=True)
+        # whatever the restricted loader stumbles over, the unrestricted one must not see
+        except Exception as error:
+            raise UntrustedDataError(
+                f"{self.item.dest_index.fqn!r} does not load with weights_only=True: "
+                f"{str(error).splitlines()[0] if str(error) else type(error).__name__}. "
+                "If whoever can write to the bucket may run code here, pass weights_only=False to the "
+                "reader; "
+                "otherwise allow single types with torch.serialization.add_safe_globals",
+                key=self.source.info.relative_path,
+            ) from error
+        self._value.seek(0)
+
+
+def _transformed(source: Source, data: torch.Tensor) -> io.BytesIO:
+    """The frame after undoing the stream transforms that its writer recorded."""
+    stream: io.IOBase = io.BytesIO(tensor_bytes(data))
+    for extension in ExtensionRegistry().from_descriptor_list(source.info.transform_descriptors or ()):
+        if isinstance(extension, StreamTransformExtension):
+            stream = extension.transform_from(stream)  # type: ignore[arg-type,assignment]
+    return io.BytesIO(stream.read(-1))
+
+
+def _damaged(target: Target, why: str) -> CheckpointCorruptError:
+    info = target.source.info
+    return CheckpointCorruptError(
+        f"the frame of {target.item.storage_index.fqn!r} at bytes {info.offset}–{info.offset + info.length} "
+        f"is damaged: {why}",
+        key=info.relative_path,
+    )
+
+
+class Completion:
+    """Counts the placements of each target and commits it when the last one is done."""
+
+    def __init__(self, planner: LoadPlanner) -> None:
+        self._planner = planner
+        self._waiting: dict[int, int] = {}
+        self._lock = threading.Lock()
+
+    def expect(self, target: Target, placements: int) -> None:
+        """Note how many placements ``target`` has; one without any is complete at once."""
+        if placements:
+            self._waiting[target.number] = placements
+        else:
+            target.commit(self._planner)
+
+    def done(self, target: Target) -> None:
+        """Note one placement; planners need not be thread-safe, so commits take turns."""
+        with self._lock:
+            self._waiting[target.number] -= 1
+            if self._waiting[target.number] == 0:
+                target.commit(self._planner)
