@@ -128,6 +128,7 @@ class CloudStorageReader(StorageReader):
         **kwargs: Any,
     ) -> None:
         """Start a load from ``metadata``."""
+        del is_coordinator, args
         if isinstance(metadata, UnreadableMetadata):
             raise metadata.reason
         self._metadata = metadata

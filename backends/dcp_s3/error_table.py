@@ -152,7 +152,7 @@ def mapped(operation: str, bucket: str, key: str | None = None) -> Iterator[None
 def _from_answer(
     error: sdk.ClientError, operation: str, bucket: str, key: str | None
 ) -> CloudCheckpointError:
-    answer: dict[str, Any] = error.response
+    answer: Any = error.response
     details, meta = answer.get("Error", {}), answer.get("ResponseMetadata", {})
     code, status = str(details.get("Code", "")), int(meta.get("HTTPStatusCode") or 0)
     kind, advice = _CODES.get(code) or _STATUSES.get(status) or _by_class(status)

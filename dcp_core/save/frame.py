@@ -49,14 +49,10 @@ def frame_item(item: WriteItem, planner: SavePlanner) -> Frame:
     data = planner.resolve_data(item)
     if item.type is WriteItemType.BYTE_IO:
         if not isinstance(data, io.BytesIO):
-            raise CheckpointIncompleteError(
-                f"the planner gave {type(data).__name__} for the bytes of {_name(item)}"
-            )
+            raise _unexpected(item, data)
         return _opaque(item, data.getbuffer())
     if not isinstance(data, torch.Tensor):
-        raise CheckpointIncompleteError(
-            f"the planner gave {type(data).__name__} for the tensor {_name(item)}"
-        )
+        raise _unexpected(item, data)
     return _frame_tensor(item, data.detach())
 
 
