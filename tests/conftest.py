@@ -1,0 +1,115 @@
+"""Servers and buckets for the tests."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from dcp_fault_proxy import FaultProxy
+from dcp_servers import LocalStack, SeaweedFS, Server
+from ranks import Ranks
+
+_numbers = itertools.count(1)
+
+
+@dataclass
+class Bucket:
+    """A bucket of its own for one test."""
+
+    server: Server
+    name: str
+    client: Any
+
+    @property
+    def url(self) -> str:
+        return f"s3://{self.name}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return self.server.environment()
+
+    def keys(self, prefix: str = "") -> list[str]:
+        """Every key, as the server has it."""
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=prefix)
+        return [entry["Key"] for page in pages for entry in page.get("Contents", ())]
+
+    def uploads(self) -> list[str]:
+        """Keys of unfinished uploads, as the server has them."""
+        return [entry["Key"] for entry in self.client.list_multipart_uploads(Bucket=self.name).get("Uploads", ())]
+
+    def read(self, key: str) -> bytes:
+        body = self.client.get_object(Bucket=self.name, Key=key)["Body"]
+        with contextlib.closing(body):
+            data: bytes = body.read()
+        return data
+
+    def write(self, key: str, data: bytes) -> None:
+        self.client.put_object(Bucket=self.name, Key=key, Body=data)
+
+
+@pytest.fixture(scope="session")
+def seaweedfs() -> Iterator[SeaweedFS]:
+    with SeaweedFS() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def localstack() -> Iterator[LocalStack]:
+    with LocalStack() as server:
+        yield server
+
+
+def _bucket(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    name = f"test-{next(_numbers)}"
+    server.make_bucket(name)
+    for variable in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_CA_BUNDLE"):
+        monkeypatch.delenv(variable, raising=False)
+    for variable, value in server.environment().items():
+        monkeypatch.setenv(variable, value)
+    with contextlib.closing(server.client()) as client:
+        yield Bucket(server, name, client)
+
+
+@pytest.fixture
+def seaweedfs_bucket(seaweedfs: SeaweedFS, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    """A new bucket on SeaweedFS; the environment's AWS variables lead to it."""
+    yield from _bucket(seaweedfs, monkeypatch)
+
+
+@pytest.fixture
+def localstack_bucket(localstack: LocalStack, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    """A new bucket on LocalStack; the environment's AWS variables lead to it."""
+    yield from _bucket(localstack, monkeypatch)
+
+
+@pytest.fixture(params=["seaweedfs", "localstack"])
+def bucket(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    """A new bucket on each server in turn."""
+    yield from _bucket(request.getfixturevalue(request.param), monkeypatch)
+
+
+@pytest.fixture
+def proxy(seaweedfs_bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """A fault proxy before SeaweedFS; the environment's AWS variables lead to the proxy."""
+    with FaultProxy(seaweedfs_bucket.server.endpoint) as running:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", running.endpoint)
+        yield running
+
+
+@pytest.fixture(scope="session")
+def worlds() -> Iterator[Callable[[int], Ranks]]:
+    """Real processes by world size, started on first use and kept for the session."""
+    started: dict[int, Ranks] = {}
+
+    def world(size: int) -> Ranks:
+        if size not in started:
+            started[size] = Ranks(size)
+        return started[size]
+
+    yield world
+    for ranks in started.values():
+        ranks.close()

@@ -1,0 +1,108 @@
+"""A world of real processes with a gloo group, kept for many tests: starting one takes seconds."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import traceback
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
+from typing import Any
+
+_LIMIT = 240.0
+
+
+class RankError(AssertionError):
+    """A rank failed where it should not have."""
+
+
+class Ranks:
+    """``world_size`` processes that run functions together, each as one rank."""
+
+    def __init__(self, world_size: int) -> None:
+        self.world_size = world_size
+        context = multiprocessing.get_context("spawn")
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self._pipes: list[Connection] = []
+        self._processes = []
+        for rank in range(world_size):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs, rank, world_size, port), daemon=False)
+            process.start()
+            theirs.close()
+            self._pipes.append(ours)
+            self._processes.append(process)
+
+    def outcomes(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """Run ``function(*arguments)`` on every rank; each result is a value or the exception."""
+        variables = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+        for pipe in self._pipes:
+            pipe.send((function, arguments, variables))
+        found = []
+        for rank, pipe in enumerate(self._pipes):
+            if not pipe.poll(_LIMIT):
+                self.close()
+                raise RankError(f"rank {rank} hung in {function.__name__}")
+            found.append(pipe.recv())
+        for _, value, trace in found:
+            if isinstance(value, BaseException):
+                value.__dict__["trace"] = trace
+        return [value for _, value, _ in found]
+
+    def run(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """The same, where every rank must succeed."""
+        outcomes = self.outcomes(function, *arguments)
+        for rank, outcome in enumerate(outcomes):
+            if isinstance(outcome, BaseException):
+                raise RankError(f"rank {rank}: {outcome!r}\n{outcome.__dict__.get('trace')}") from outcome
+        return outcomes
+
+    def close(self) -> None:
+        for pipe in self._pipes:
+            try:
+                pipe.send(None)
+            except OSError:
+                continue
+        for process in self._processes:
+            process.join(20)
+            if process.is_alive():
+                process.kill()
+                process.join()
+            process.close()
+        for pipe in self._pipes:
+            pipe.close()
+        self._pipes, self._processes = [], []
+
+
+def _serve(pipe: Connection, rank: int, world_size: int, port: int) -> None:
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank))
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
+    while True:
+        job = pipe.recv()
+        if job is None:
+            break
+        function, arguments, variables = job
+        _replace_variables(variables)
+        pipe.send(_outcome(function, arguments))
+    dist.destroy_process_group()
+
+
+def _replace_variables(variables: Mapping[str, str]) -> None:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        del os.environ[name]
+    os.environ.update(variables)
+
+
+def _outcome(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[bool, Any, str]:
+    try:
+        return True, function(*arguments), ""
+    # CheckpointException is a BaseException; the parent decides what is an error
+    except BaseException as error:  # noqa: BLE001
+        return False, error, traceback.format_exc()
