@@ -172,7 +172,11 @@ class FaultProxy:
     async def _stop(self) -> None:
         await self._runner.cleanup()
         await self._client.close()
-        await asyncio.sleep(0)
+        # requests that a fault still holds back
+        held = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in held:
+            task.cancel()
+        await asyncio.gather(*held, return_exceptions=True)
 
     def _choose(self, seen: Seen) -> Fault | None:
         with self._lock:

@@ -13,6 +13,8 @@ from dcp_fault_proxy import FaultProxy
 from dcp_servers import LocalStack, SeaweedFS, Server
 from ranks import Ranks
 
+pytest.register_assert_rewrite("dcp_core.testing.contract")
+
 _numbers = itertools.count(1)
 
 

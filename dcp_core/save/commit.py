@@ -66,7 +66,7 @@ class Commit:
             CheckpointExistsError: one is there and ``overwrite=False``.
         """
         try:
-            self.previous = self.transfer.attempt(lambda: self.store.head(self.key))
+            self.previous = self.transfer.attempt(self._look)
         except ObjectNotFoundError:
             self.previous = None
         if self.previous is not None and not self.options.overwrite:
@@ -76,6 +76,15 @@ class Commit:
                 bucket=self.store.bucket,
                 key=self.key,
             )
+
+    def _look(self) -> ObjectInfo:
+        """Facts about the record. A HEAD's answer has no body: its 404 may mean the object or the bucket,
+        its 403 anything. One byte of the object gets an error that says which."""
+        try:
+            with self.store.read_range(self.key, 0, 1) as reader:
+                return reader.info
+        except CheckpointCorruptError:
+            return self.store.head(self.key)  # it is empty
 
     def publish(
         self, metadata: Metadata, results: Sequence[Sequence[WriteResult]], storage_meta: StorageMeta
