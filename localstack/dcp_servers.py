@@ -118,7 +118,7 @@ class Server:
                 stdout=self._log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
+                preexec_fn=_die_with_parent,  # noqa: PLW1509  # one system call, no locks
             )
             self._wait()
         except BaseException:
@@ -208,11 +208,17 @@ class SeaweedFS(Server):
 
     def _identities(self) -> dict[str, object]:
         def identity(name: str, key: str, secret: str, actions: list[str]) -> dict[str, object]:
-            return {"name": name, "credentials": [{"accessKey": key, "secretKey": secret}], "actions": actions}
+            return {
+                "name": name,
+                "credentials": [{"accessKey": key, "secretKey": secret}],
+                "actions": actions,
+            }
 
         return {
             "identities": [
-                identity("admin", self.access_key, self.secret_key, ["Admin", "Read", "Write", "List", "Tagging"]),
+                identity(
+                    "admin", self.access_key, self.secret_key, ["Admin", "Read", "Write", "List", "Tagging"]
+                ),
                 identity("reader", self.read_only_access_key, self.read_only_secret_key, ["Read", "List"]),
             ]
         }

@@ -41,7 +41,9 @@ class Bucket:
 
     def uploads(self) -> list[str]:
         """Keys of unfinished uploads, as the server has them."""
-        return [entry["Key"] for entry in self.client.list_multipart_uploads(Bucket=self.name).get("Uploads", ())]
+        return [
+            entry["Key"] for entry in self.client.list_multipart_uploads(Bucket=self.name).get("Uploads", ())
+        ]
 
     def read(self, key: str) -> bytes:
         body = self.client.get_object(Bucket=self.name, Key=key)["Body"]

@@ -18,15 +18,27 @@ from dcp_core import CloudStorageReader, CloudStorageWriter
 
 #: Every dtype whose tensors torch.save takes and CPU tensors can have.
 DTYPES = [
-    value
-    for name in (
-        "bool uint8 int8 int16 uint16 int32 uint32 int64 uint64 float16 bfloat16 float32 float64 complex64 "
-        "complex128 float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz float8_e8m0fnu"
-    ).split()
-    if isinstance(value := getattr(torch, name, None), torch.dtype)
+    getattr(torch, name)
+    for name in [
+        *("bool", "uint8", "int8", "int16", "uint16", "int32", "uint32", "int64", "uint64"),
+        *("float16", "bfloat16", "float32", "float64", "complex64", "complex128"),
+        *("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"),
+    ]
 ]
 
-ODD_KEYS = ["with space", "ümläut/日本", "100%", "a%20b", "a+b", "a//b", "/lead", "trail/", "..", "q?x=1&y#z", "'\"<>"]
+ODD_KEYS = [
+    "with space",
+    "ümläut/日本",
+    "100%",
+    "a%20b",
+    "a+b",
+    "a//b",
+    "/lead",
+    "trail/",
+    "..",
+    "q?x=1&y#z",
+    "'\"<>",
+]
 
 
 def noise(seed: int, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -116,9 +128,13 @@ def blanked(value: Any) -> Any:
     if isinstance(value, DTensor):
         return torch.zeros_like(value)
     if isinstance(value, torch.Tensor):
-        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype).copy_(
-            torch.zeros((), dtype=torch.uint8).to(value.dtype)
-        ) if 0 not in value.stride() else torch.zeros(value.shape, dtype=value.dtype)
+        return (
+            torch.empty_strided(value.shape, value.stride(), dtype=value.dtype).copy_(
+                torch.zeros((), dtype=torch.uint8).to(value.dtype)
+            )
+            if 0 not in value.stride()
+            else torch.zeros(value.shape, dtype=value.dtype)
+        )
     return "nothing"
 
 
@@ -211,7 +227,5 @@ def load_training(url: str, kind: str) -> dict[str, Any]:
     model_state, optimizer_state = get_state_dict(model, optimizer)
     state = {"model": model_state, "optimizer": optimizer_state}
     dcp.load(state, storage_reader=CloudStorageReader(url))
-    set_state_dict(
-        model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
-    )
+    set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
     return gathered(model, optimizer)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from torch.distributed.checkpoint.metadata import (
     Metadata,
@@ -12,13 +12,15 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner import WriteItem
 
-from dcp_core.config import MIB
+from dcp_core.config import KIB, MIB
 from dcp_core.store import Limits
 
-__all__ = ["expected_indexes", "part_size_for", "planned_bytes"]
+__all__ = ["expected_indexes", "part_size_for", "planned_bytes", "write_order"]
 
 #: A frame's header and tail, generously.
 _FRAME_OVERHEAD = 4096
+#: Items planned with less come first in an object.
+_SMALL = 64 * KIB
 
 
 def planned_bytes(items: Iterable[WriteItem]) -> int:
@@ -32,6 +34,15 @@ def planned_bytes(items: Iterable[WriteItem]) -> int:
         elif item.bytes_io_data is not None:
             total += item.bytes_io_data.nbytes
     return total
+
+
+def write_order(items: Sequence[WriteItem]) -> list[WriteItem]:
+    """``items`` with the small ones first, otherwise in the plan's order.
+
+    Replicated scalars are written by one rank and read by all. Between the shards of that rank each would
+    take every other rank a request of its own; side by side they take one.
+    """
+    return sorted(items, key=lambda item: planned_bytes((item,)) >= _SMALL)
 
 
 def part_size_for(total: int, wanted: int, limits: Limits) -> int:

@@ -20,7 +20,7 @@ from dcp_core.errors import (
 from dcp_core.format.checksum import combine, crc32c
 from dcp_core.save.frame import Frame, frame_item
 from dcp_core.save.parts import ObjectCutter, PartDraft, block_checksums
-from dcp_core.save.plan import part_size_for, planned_bytes
+from dcp_core.save.plan import part_size_for, planned_bytes, write_order
 from dcp_core.store import Body, ObjectInfo, ObjectStore, Part, Upload
 from dcp_core.transfer import Transfer
 
@@ -44,11 +44,11 @@ class RankWriter:
     key_of: Callable[[str], str]
 
     def write(self, plan: SavePlan, planner: SavePlanner) -> list[WriteResult]:
-        """Upload all items of ``plan``; results in the plan's order."""
+        """Upload all items of ``plan``; results in the order of writing."""
         limits = self.store.limits
         part_size = part_size_for(planned_bytes(plan.items), self.options.part_size, limits)
         capacity = min(part_size * limits.max_parts, limits.max_object_size)
-        frames: Iterator[Frame] = (frame_item(item, planner) for item in plan.items)
+        frames: Iterator[Frame] = (frame_item(item, planner) for item in write_order(plan.items))
         results: list[WriteResult] = []
         for number in itertools.count():
             first = next(frames, None)

@@ -78,7 +78,11 @@ def test_one_of_four_ranks_fails(
     url, options = f"{seaweedfs_bucket.url}/run", {"part_size": 5 * MIB, "attempts": 2}
     worlds(4).run(sharded_save, url, 1, options)
     skip = 1 if operation == "UploadPart" else 0
-    proxy.add(Fault("error", operation=operation, path="__2_0", status=500, code="InternalError", skip=skip, times=99))
+    proxy.add(
+        Fault(
+            "error", operation=operation, path="__2_0", status=500, code="InternalError", skip=skip, times=99
+        )
+    )
     for rank, error in enumerate(worlds(4).outcomes(sharded_save, url, 2, options)):
         assert isinstance(error, CheckpointException), (rank, error)
         assert list(error.failures) == [2]

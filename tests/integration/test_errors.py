@@ -57,7 +57,9 @@ def error_of(kind: type[BaseException], work: Any, *words: str, **options: Any) 
 
 
 @pytest.mark.parametrize("kind", [CloudStorageWriter, CloudStorageReader, S3StorageWriter, S3StorageReader])
-@pytest.mark.parametrize("url", ["s3:/bucket/key", "bucket/key", "", "s3://", "s3:///key", "s3://b_/\nx", "s3://a?/x"])
+@pytest.mark.parametrize(
+    "url", ["s3:/bucket/key", "bucket/key", "", "s3://", "s3:///key", "s3://b_/\nx", "s3://a?/x"]
+)
 def test_malformed_url(kind: Any, url: str) -> None:
     with pytest.raises(InvalidLocationError) as caught:
         kind(url)
@@ -135,7 +137,9 @@ def test_read_only_credentials(seaweedfs_bucket: Bucket) -> None:
 
 
 def test_nothing_there(bucket: Bucket) -> None:
-    error_of(CheckpointNotFoundError, lambda: load(f"{bucket.url}/run"), f"{bucket.url}/run", "nothing is there")
+    error_of(
+        CheckpointNotFoundError, lambda: load(f"{bucket.url}/run"), f"{bucket.url}/run", "nothing is there"
+    )
 
 
 def test_unfinished_save_is_told_apart(seaweedfs_bucket: Bucket) -> None:
@@ -163,7 +167,9 @@ class _Evil:
 )
 def test_corrupt_record(seaweedfs_bucket: Bucket, capfd: pytest.CaptureFixture[str], record: bytes) -> None:
     seaweedfs_bucket.write("run/.metadata", record)
-    error_of(CheckpointCorruptError, lambda: load(f"{seaweedfs_bucket.url}/run"), "run/.metadata", "commit record")
+    error_of(
+        CheckpointCorruptError, lambda: load(f"{seaweedfs_bucket.url}/run"), "run/.metadata", "commit record"
+    )
     assert "this must not run" not in capfd.readouterr().out
     # a broken record can be overwritten
     save(f"{seaweedfs_bucket.url}/run")
@@ -249,7 +255,9 @@ def test_code_in_a_checkpoint_needs_consent(seaweedfs_bucket: Bucket) -> None:
 
 
 def test_secrets_stay_secret() -> None:
-    writer = S3StorageWriter("s3://bucket/run", access_key_id="AKIA", secret_access_key="hush", session_token="shh")
+    writer = S3StorageWriter(
+        "s3://bucket/run", access_key_id="AKIA", secret_access_key="hush", session_token="shh"
+    )
     assert "hush" not in repr(writer) + repr(writer._endpoint.store_options)
     assert "shh" not in repr(writer) + repr(writer._endpoint.store_options)
     with pytest.raises(InvalidLocationError) as caught:
