@@ -15,9 +15,10 @@ from __future__ import annotations
 import re
 import secrets
 
-__all__ = ["data_name", "is_data_name", "metadata_name", "new_token"]
+__all__ = ["data_name", "is_data_name", "is_metadata_name", "metadata_name", "new_token"]
 
 _DATA = re.compile(r"__\d+_\d+\.[0-9a-f]{16}\.distcp")
+_METADATA = re.compile(r"(__\d+)?\.metadata")
 
 
 def new_token() -> str:
@@ -38,3 +39,8 @@ def is_data_name(name: str) -> bool:
 def metadata_name(rank: int | None = None) -> str:
     """Name of the commit record: one a checkpoint, or one a rank where ranks do not coordinate."""
     return ".metadata" if rank is None else f"__{rank}.metadata"
+
+
+def is_metadata_name(name: str) -> bool:
+    """Whether an object of this name is a commit record."""
+    return _METADATA.fullmatch(name) is not None

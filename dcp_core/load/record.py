@@ -14,7 +14,7 @@ from dcp_core.location import Location
 from dcp_core.store import ObjectStore
 from dcp_core.transfer import Transfer
 
-__all__ = ["UnreadableMetadata", "find_leftovers", "read_record"]
+__all__ = ["UnreadableMetadata", "describe_absence", "read_record"]
 
 _LISTED = 1000
 
@@ -52,7 +52,7 @@ def read_record(
         data, info = transfer.attempt(lambda: store.get(key))
     except ObjectNotFoundError as error:
         raise CheckpointNotFoundError(
-            f"no committed checkpoint is at {location}: {find_leftovers(store, location)}",
+            f"no committed checkpoint is at {location}: {describe_absence(store, location)}",
             bucket=store.bucket,
             key=key,
             rank=transfer.rank,
@@ -60,7 +60,7 @@ def read_record(
     return decode_metadata(data, bucket=store.bucket, key=key), info.version
 
 
-def find_leftovers(store: ObjectStore, location: Location) -> str:
+def describe_absence(store: ObjectStore, location: Location) -> str:
     """What lies at a URL without a commit record, for people."""
     prefix = location.key("")
     try:
