@@ -12,8 +12,11 @@ would: they cost 0.24 CPU seconds a GiB, no reader of torch checks them, and CRC
 from __future__ import annotations
 
 import io
+import math
+import mmap
 import pickle
 import struct
+import sys
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -24,6 +27,8 @@ __all__ = ["FrameTemplate", "find_payload", "frame_template", "generic_frame", "
 _LOCAL_HEADER = struct.Struct("<4sHHHHHIIIHH")
 _LOCAL_MAGIC = b"PK\x03\x04"
 _PAYLOAD_NAME = b"/data/0"
+#: From Linux's <asm-generic/mman.h>; Python's mmap names it from 3.13 on.
+_MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0
 _PICKLE_NAME = b"/data.pkl"
 
 
@@ -53,8 +58,7 @@ def is_plain(tensor: torch.Tensor) -> bool:
 @lru_cache(maxsize=8192)
 def frame_template(dtype: torch.dtype, shape: tuple[int, ...]) -> FrameTemplate:
     """The frame of C-contiguous CPU tensors of this dtype and shape."""
-    # uninitialised and never touched: the kernel backs it with no memory
-    blank = torch.empty(shape, dtype=dtype)
+    blank = _untouched(dtype, shape)
     pieces = _torch_save_pieces(blank)
     if blank.nbytes == 0:
         return FrameTemplate(b"".join(pieces), 0, b"")
@@ -62,6 +66,17 @@ def frame_template(dtype: torch.dtype, shape: tuple[int, ...]) -> FrameTemplate:
     if pieces[index].nbytes != blank.nbytes:
         raise AssertionError(f"torch.save wrote {pieces[index].nbytes} bytes for {blank.nbytes} of {dtype}")
     return FrameTemplate(b"".join(pieces[:index]), blank.nbytes, b"".join(pieces[index + 1 :]))
+
+
+def _untouched(dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+    """A tensor of address space: nothing reads or writes it, so the kernel backs it with no memory."""
+    size = math.prod(shape) * dtype.itemsize
+    if size == 0:
+        return torch.empty(shape, dtype=dtype)
+    # without a reservation it may exceed the machine's memory, as a device's tensor can
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+    memory = mmap.mmap(-1, size, flags=flags)
+    return torch.frombuffer(memory, dtype=torch.uint8).view(dtype).view(shape)
 
 
 class _Pieces:

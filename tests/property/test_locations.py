@@ -1,0 +1,63 @@
+"""Locations keep what they are given, character by character."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import PurePosixPath
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dcp_core import InvalidLocationError
+from dcp_core.location import Location, scheme_of
+
+text = st.text(st.characters(exclude_categories=("Cc", "Cs")), max_size=40)
+names = text.filter(
+    lambda name: name and not name.startswith("/") and ".." not in name.split("/") and ":/" not in name
+)
+
+
+@given(text)
+def test_prefixes_are_kept(prefix: str) -> None:
+    location = Location.parse(f"s3://bucket/{prefix}")
+    assert location.prefix == prefix.removesuffix("/")
+    assert location.key("x") == (f"{location.prefix}/x" if location.prefix else "x")
+    assert Location.parse(location.url + "/") == location
+    assert pickle.loads(pickle.dumps(location)) == location
+
+
+@given(text, names)
+def test_children(prefix: str, name: str) -> None:
+    parent = Location.parse(f"s3://bucket/{prefix}")
+    assert parent.child(name).prefix == parent.key(name).removesuffix("/")
+    assert parent.child(name).bucket == "bucket"
+
+
+@given(st.text(max_size=30))
+def test_any_text_parses_or_is_refused(text: str) -> None:
+    try:
+        location = Location.parse(text)
+    except InvalidLocationError:
+        return
+    assert scheme_of(text) == location.scheme
+    assert location.bucket
+
+
+@pytest.mark.parametrize(
+    "url", ["", "bucket/key", "s3:/b/k", "s3//b", "://b", "s3://", "s3:///k", "s3://b/\0", "1s://b"]
+)
+def test_refused(url: str) -> None:
+    with pytest.raises(InvalidLocationError):
+        Location.parse(url)
+
+
+@pytest.mark.parametrize("name", ["", "/abs", "../up", "a/../b", "..", "s3:/b/k"])
+def test_refused_children(name: str) -> None:
+    with pytest.raises(InvalidLocationError):
+        Location.parse("s3://bucket/run").child(name)
+
+
+def test_pathlib_is_explained() -> None:
+    with pytest.raises(InvalidLocationError, match="pathlib"):
+        Location.parse(PurePosixPath("s3://bucket/key"))
