@@ -114,7 +114,7 @@ class CloudStorageReader(StorageReader):
     def _read(self, rank: int | None) -> Metadata:
         if rank is not None and not isinstance(self._failure, (CheckpointNotFoundError, type(None))):
             raise self._failure
-        transfer = Transfer(self._endpoint.options, rank or 0)
+        transfer = Transfer(self._endpoint.options, rank)
         metadata, self._version = read_record(self._endpoint.store(), self._endpoint.location, transfer, rank)
         self._failure = None
         return metadata

@@ -27,7 +27,7 @@ __all__ = ["FrameTemplate", "find_payload", "frame_template", "generic_frame", "
 _LOCAL_HEADER = struct.Struct("<4sHHHHHIIIHH")
 _LOCAL_MAGIC = b"PK\x03\x04"
 _PAYLOAD_NAME = b"/data/0"
-#: From Linux's <asm-generic/mman.h>; Python's mmap names it from 3.13 on.
+#: From Linux's <asm-generic/mman.h>; not every release of Python's mmap names it.
 _MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0
 _PICKLE_NAME = b"/data.pkl"
 

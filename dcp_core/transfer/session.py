@@ -34,7 +34,7 @@ _LONGEST_PAUSE = 20.0
 class Transfer:
     """Runs requests of one save or load under its options."""
 
-    def __init__(self, options: TransferOptions, rank: int) -> None:
+    def __init__(self, options: TransferOptions, rank: int | None) -> None:
         self.rank = rank
         self._options = options
         self._gate = Gate(options.concurrency)
@@ -124,7 +124,9 @@ class Transfer:
             )
 
     def _at_rank(self, error: BaseException) -> BaseException:
-        return error.at_rank(self.rank) if isinstance(error, CloudCheckpointError) else error
+        if self.rank is None or not isinstance(error, CloudCheckpointError):
+            return error
+        return error.at_rank(self.rank)
 
 
 class _Queue(Generic[_T]):
