@@ -7,7 +7,7 @@
 
 Each server is installed on first use into an environment of its own (``.servers/``, or
 ``$DCP_CLOUD_SERVERS``), listens on free loopback ports, keeps its data in a temporary folder, and is gone
-without a trace when it is stopped, or when the process that started it dies.
+without a trace when it is stopped, or when the process that started it dies (``dcp_supervisor.py``).
 
 - SeaweedFS: a real store with real authentication. Starts in about a second.
 - LocalStack: Amazon's semantics, as far as anyone emulates them. Does not check credentials.
@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import fcntl
 import json
 import os
@@ -33,11 +32,11 @@ import urllib.request
 import venv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, ClassVar
+from typing import ClassVar
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+HERE = Path(__file__).resolve().parent
+REPOSITORY = HERE.parent
 REGION = "us-east-1"
-_PR_SET_PDEATHSIG = 1
 
 
 class ServerError(RuntimeError):
@@ -56,8 +55,7 @@ class Server:
     def __init__(self) -> None:
         self.port = 0
         self._folder: Path | None = None
-        self._process: subprocess.Popen[bytes] | None = None
-        self._log: IO[bytes] | None = None
+        self._supervisor: subprocess.Popen[bytes] | None = None
 
     @property
     def endpoint(self) -> str:
@@ -66,8 +64,7 @@ class Server:
     @property
     def pid(self) -> int:
         """Process id of the running server."""
-        assert self._process is not None, "the server is not running"
-        return self._process.pid
+        return int((self.folder / "pid").read_text())
 
     @property
     def folder(self) -> Path:
@@ -106,32 +103,47 @@ class Server:
         )
 
     def start(self) -> Server:
+        """Start and wait until ready.
+
+        Raises:
+            ServerError: with the end of the server's log, if it ends or is not ready in time.
+        """
         environment = install(self)
-        self._folder = Path(tempfile.mkdtemp(prefix=f"dcp-cloud-{self.name}-"))
-        self._log = (self._folder / "server.log").open("wb")
         try:
-            self._process = subprocess.Popen(
-                self.command(environment),
-                cwd=self._folder,
-                env={**os.environ, **self.variables()},
-                stdin=subprocess.DEVNULL,
-                stdout=self._log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                preexec_fn=_die_with_parent,  # noqa: PLW1509  # one system call, no locks
-            )
+            self._launch(environment)
             self._wait()
         except BaseException:
             self.stop()
             raise
         return self
 
+    def _launch(self, environment: Path) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix=f"dcp-cloud-{self.name}-"))
+        command = self.command(environment)
+        order = {"folder": str(self._folder), "remove": self.leftovers(), "command": command}
+        # the user's AWS settings are not the server's: SeaweedFS would take the keys for an identity
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+        with (self._folder / "server.log").open("wb") as log:
+            self._supervisor = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(HERE / "dcp_supervisor.py"), json.dumps(order)],
+                cwd=self._folder,
+                env={**inherited, "TMPDIR": str(self._folder), **self.variables()},
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                # Ctrl-C is for the user's process, which then stops the server
+                start_new_session=True,
+            )
+
     def _wait(self) -> None:
-        assert self._process is not None
+        assert self._supervisor is not None
         ends_at = time.monotonic() + self.start_limit
-        while not self.ready():
-            if self._process.poll() is not None:
-                raise ServerError(f"{self.name} ended with {self._process.returncode}:\n{self.log_tail()}")
+        ended = self.folder / "ended"
+        # asked first: a port that another process took answers too
+        while ended.exists() or not self.ready():
+            if ended.exists() or self._supervisor.poll() is not None:
+                status = ended.read_text() if ended.exists() else "no status"
+                raise ServerError(f"{self.name} ended with {status}:\n{self.log_tail()}")
             if time.monotonic() > ends_at:
                 raise ServerError(f"{self.name} was not ready in {self.start_limit} s:\n{self.log_tail()}")
             time.sleep(0.05)
@@ -142,15 +154,14 @@ class Server:
         return "\n".join(text.splitlines()[-lines:])
 
     def stop(self) -> None:
-        if self._process is not None:
-            # the server is the leader of its own session: its helpers go with it
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
-        if self._log is not None:
-            self._log.close()
-            self._log = None
+        """End the server and delete what it stored."""
+        if self._supervisor is not None:
+            assert self._supervisor.stdin is not None
+            # a byte, because a forked child may hold the pipe open beyond the close
+            with contextlib.suppress(BrokenPipeError), self._supervisor.stdin as lifeline:
+                lifeline.write(b".")
+            self._supervisor.wait()
+            self._supervisor = None
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
@@ -168,6 +179,10 @@ class Server:
         """Environment variables of the server itself."""
         return {}
 
+    def leftovers(self) -> list[str]:
+        """Files that the server makes outside of its folder."""
+        return []
+
     def ready(self) -> bool:
         raise NotImplementedError
 
@@ -180,16 +195,19 @@ class SeaweedFS(Server):
     start_limit = 30.0
     read_only_access_key = "dcp-cloud-reader"
     read_only_secret_key = "dcp-cloud-reader-secret"
+    _services = ("master", "volume", "filer", "s3", "admin")
 
     def command(self, environment: Path) -> list[str]:
         folder = self.folder
         (folder / "data").mkdir()
         (folder / "s3.json").write_text(json.dumps(self._identities()))
-        names = ("master", "volume", "filer", "s3", "admin")
-        ports = free_ports(2 * len(names))
-        self.port = ports[names.index("s3")]
-        flags = [f"-{name}.port={port}" for name, port in zip(names, ports, strict=False)]
-        flags += [f"-{name}.port.grpc={port}" for name, port in zip(names, ports[len(names) :], strict=True)]
+        # pairs: its worker dials the admin server at this offset, whatever -admin.port.grpc says
+        pairs = free_ports(len(self._services), offset=10_000)
+        http = dict(zip(self._services, pairs, strict=True))
+        self._grpc = {name: port + 10_000 for name, port in http.items()}
+        self.port = http["s3"]
+        flags = [f"-{name}.port={port}" for name, port in http.items()]
+        flags += [f"-{name}.port.grpc={port}" for name, port in self._grpc.items()]
         return [
             str(environment / "bin" / "weed"),
             "mini",
@@ -204,7 +222,13 @@ class SeaweedFS(Server):
             "-s3.port.lance=0",
             "-admin.ui=false",
             "-webdav=false",
+            # it would report statistics to its makers
+            "-master.telemetry=false",
         ]
+
+    def leftovers(self) -> list[str]:
+        # the paths are fixed in its source
+        return [f"/tmp/seaweedfs-{name}-grpc-{port}.sock" for name, port in self._grpc.items()]
 
     def _identities(self) -> dict[str, object]:
         def identity(name: str, key: str, secret: str, actions: list[str]) -> dict[str, object]:
@@ -254,7 +278,7 @@ class LocalStack(Server):
 
     def command(self, environment: Path) -> list[str]:
         (self.port,) = free_ports(1)
-        return [str(environment / "bin" / "python"), "-m", "localstack.runtime.main"]
+        return [str(environment / "bin" / "python"), str(HERE / "dcp_localstack_main.py")]
 
     def variables(self) -> dict[str, str]:
         return {
@@ -262,7 +286,8 @@ class LocalStack(Server):
             "SERVICES": "s3",
             "EAGER_SERVICE_LOADING": "1",
             "FILESYSTEM_ROOT": str(self.folder / "root"),
-            "TMPDIR": str(self.folder),
+            "CONFIG_DIR": str(self.folder / "config"),
+            "DCP_CLOUD_S3_FOLDER": str(self.folder / "s3"),
             "DISABLE_EVENTS": "1",
             "SKIP_SSL_CERT_DOWNLOAD": "1",
             "PYTHONPATH": "",
@@ -285,7 +310,9 @@ def install(server: Server | type[Server]) -> Path:
     wanted = "\n".join(server.requirements)
     with (root / f"{server.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if marker.exists() and marker.read_text() == wanted:
+        # the interpreter that made it may be gone
+        whole = marker.exists() and marker.read_text() == wanted and (folder / "bin" / "python").exists()
+        if whole:
             return folder
         print(f"installing {server.name} into {folder} …", file=sys.stderr, flush=True)
         marker.unlink(missing_ok=True)
@@ -298,19 +325,25 @@ def install(server: Server | type[Server]) -> Path:
     return folder
 
 
-def free_ports(count: int) -> list[int]:
-    """Loopback ports that nothing listens on, all different."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+def free_ports(count: int, *, offset: int = 0) -> list[int]:
+    """Loopback ports that nothing listens on, all different; the ports ``offset`` above them are free too."""
+    found: list[int] = []
+    with contextlib.ExitStack() as held:
+        while len(found) < count:
+            port = _hold(held, 0)
+            with contextlib.suppress(OSError, OverflowError):
+                if offset:
+                    _hold(held, port + offset)
+                found.append(port)
+    return found
 
 
-def _die_with_parent() -> None:
-    """Linux: have the kernel end this process when its parent ends, however that happens."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def _hold(held: contextlib.ExitStack, port: int) -> int:
+    """Bind a loopback port for as long as ``held`` is open."""
+    one = held.enter_context(socket.socket())
+    one.bind(("127.0.0.1", port))
+    number: int = one.getsockname()[1]
+    return number
 
 
 def _get(url: str) -> bytes | None:
