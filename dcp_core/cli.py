@@ -1,7 +1,5 @@
 """The command ``dcp-cloud``. Needs the extra ``cli``."""
 
-from __future__ import annotations
-
 import math
 import sys
 from datetime import timedelta

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
-
-from awscrt.checksums import combine_crc32c as _combine
-from awscrt.checksums import crc32c as _crc32c
+from functools import cache
+from typing import Any
 
 __all__ = ["BLOCK_SIZE", "combine", "crc32c", "pack", "unpack"]
 
@@ -20,16 +19,24 @@ __all__ = ["BLOCK_SIZE", "combine", "crc32c", "pack", "unpack"]
 BLOCK_SIZE = 1 << 20
 
 
+@cache
+def _library() -> Any:
+    """awscrt's C functions. Importing them takes 36 ms, so that waits until there is something to check."""
+    import awscrt.checksums
+
+    return awscrt.checksums
+
+
 def crc32c(data: bytes | memoryview, start: int = 0) -> int:
     """CRC32C of ``data``, going on from ``start``. Releases the interpreter lock."""
-    return int(_crc32c(data, start))
+    return int(_library().crc32c(data, start))
 
 
 def combine(pieces: Iterable[tuple[int, int]]) -> int:
     """CRC32C of adjacent pieces given as ``(crc32c, length in bytes)``."""
-    total = 0
+    join, total = _library().combine_crc32c, 0
     for crc, length in pieces:
-        total = int(_combine(total, crc, length)) if length else total
+        total = int(join(total, crc, length)) if length else total
     return total
 
 

@@ -1,0 +1,50 @@
+"""Importing the core is cheap and brings in no SDK; the public surface is what it is meant to be."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+
+import dcp_core
+import dcp_s3
+from dcp_core.config import LoadOptions, SaveOptions
+from dcp_s3.keywords import S3LoadKeywords, S3SaveKeywords
+from dcp_s3.options import S3Options
+
+SDKS = ("boto3", "botocore", "aiohttp", "google.cloud", "azure", "typer", "rich", "dcp_s3")
+
+
+def python(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+def test_no_sdk_is_imported() -> None:
+    code = (
+        "import sys, dcp_core; from dcp_core.registry import known_schemes\n"
+        "assert 's3' in known_schemes()\n"
+        f"print([name for name in {SDKS} if name in sys.modules])"
+    )
+    assert python(code).strip() == "[]"
+
+
+def test_import_time_beyond_torch() -> None:
+    code = (
+        "import time, torch.distributed.checkpoint\n"
+        "started = time.perf_counter(); import dcp_core; print(time.perf_counter() - started)"
+    )
+    assert min(float(python(code)) for _ in range(3)) < 0.05
+
+
+def test_public_names() -> None:
+    errors = {name for name in dcp_core.__all__ if name.endswith("Error")}
+    assert set(dcp_core.__all__) - errors == {
+        "CloudStorageReader", "CloudStorageWriter", "LoadOptions", "SaveOptions",
+    }  # fmt: skip
+    assert dcp_s3.__all__ == ["S3Options", "S3StorageReader", "S3StorageWriter", "backend"]
+
+
+def test_typed_keywords_are_the_options() -> None:
+    for keywords, options in ((S3SaveKeywords, SaveOptions), (S3LoadKeywords, LoadOptions)):
+        fields = {field.name for kind in (options, S3Options) for field in dataclasses.fields(kind)}
+        assert set(keywords.__optional_keys__) == fields

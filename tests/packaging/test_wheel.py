@@ -1,0 +1,110 @@
+"""The wheel, not the tree: what users install."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = {"dcp_core", "dcp_s3"}
+
+
+def run(*command: str, cwd: Path = ROOT, code: int = 0) -> str:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from the source distribution, as an installer without a wheel would."""
+    folder = tmp_path_factory.mktemp("dist")
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder))
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    run(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), str(wheel))
+    return folder
+
+
+def names(wheel: Path) -> list[str]:
+    with zipfile.ZipFile(wheel) as archive:
+        return archive.namelist()
+
+
+def test_top_level(wheel: Path) -> None:
+    top = {name.split("/")[0] for name in names(wheel)}
+    assert {name for name in top if not name.endswith(".dist-info")} == PACKAGES
+    assert len(top) == len(PACKAGES) + 1
+
+
+def test_every_backend_is_in_the_wheel(wheel: Path) -> None:
+    backends = {path.parent.name for path in (ROOT / "backends").glob("*/__init__.py")}
+    assert backends == PACKAGES - {"dcp_core"}
+    for package in PACKAGES:
+        assert f"{package}/py.typed" in names(wheel)
+
+
+def test_every_module_is_in_the_wheel(wheel: Path) -> None:
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "dcp_core").rglob("*.py")}
+    modules |= {str(path.relative_to(ROOT / "backends")) for path in (ROOT / "backends").rglob("*.py")}
+    assert {name for name in names(wheel) if name.endswith(".py")} == modules
+
+
+def test_entry_points(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith("entry_points.txt")]
+        text = archive.read(name).decode()
+    assert "[dcp_core.backends]\ns3 = dcp_s3:backend" in text
+    assert "dcp-cloud = dcp_core.cli:main" in text
+
+
+def in_site(installed: Path, code: str, tmp_path: Path) -> str:
+    """Run ``code`` where only the installed wheel is importable, not the checkout."""
+    prelude = (
+        f"import sys; sys.path = [p for p in sys.path if {str(ROOT)!r} != p and not p.startswith("
+        f"{str(ROOT / 'backends')!r})]; sys.path.insert(0, {str(installed)!r})\n"
+        "sys.meta_path = [f for f in sys.meta_path if 'editable' not in type(f).__module__.lower()]\n"
+    )
+    return run(sys.executable, "-c", prelude + code, cwd=tmp_path)
+
+
+def test_installed_packages_import(installed: Path, tmp_path: Path) -> None:
+    code = "import dcp_core, dcp_s3; print(dcp_core.__file__, dcp_s3.__file__)"
+    assert in_site(installed, code, tmp_path).count(str(installed)) == 2
+    code = "\ntry: import backends\nexcept ImportError: print('no backends')"
+    assert in_site(installed, code, tmp_path).strip() == "no backends"
+
+
+def test_command(seaweedfs_bucket: object) -> None:
+    assert "gc" in run(str(Path(sys.executable).parent / "dcp-cloud"), "--help")
+    assert run(str(Path(sys.executable).parent / "dcp-cloud"), "schemes").strip() == "s3://"
+
+
+def check_types(installed: Path, consumer: str, code: int) -> str:
+    path = Path(__file__).parent / "consumer" / consumer
+    return run(
+        sys.executable, "-c",
+        f"import os, sys; os.environ['MYPYPATH'] = {str(installed)!r}\n"
+        "from mypy.main import main; main(args=sys.argv[1:], clean_exit=True)",
+        "--strict", "--config-file=", "--no-incremental", "--cache-dir=/dev/null", str(path),
+        cwd=installed.parent, code=code,
+    )  # fmt: skip
+
+
+def test_a_right_consumer_type_checks(installed: Path) -> None:
+    check_types(installed, "right.py", 0)
+
+
+def test_a_wrong_consumer_does_not(installed: Path) -> None:
+    said = check_types(installed, "wrong.py", 1)
+    wrong = {line.split(":")[1] for line in said.splitlines() if ": error:" in line}
+    assert wrong == {"4", "5", "6", "7", "8"}, said
