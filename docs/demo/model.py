@@ -1,9 +1,6 @@
-"""What the demo trains: a small decoder-only transformer on the sources of Python's own library."""
+"""What the demo trains: a small decoder-only transformer."""
 
 from __future__ import annotations
-
-import sysconfig
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -51,16 +48,3 @@ class Transformer(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x))
-
-
-def corpus() -> torch.Tensor:
-    """The bytes of the standard library's top-level modules: some megabytes of real text."""
-    sources = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
-    text = b"\n".join(source.read_bytes() for source in sources)
-    return torch.frombuffer(bytearray(text), dtype=torch.uint8)
-
-
-def global_batch(text: torch.Tensor, size: int) -> torch.Tensor:
-    """The next batch of all ranks, drawn with torch's generator: its state is part of the checkpoint."""
-    starts = torch.randint(len(text) - CONTEXT - 1, (size,))
-    return torch.stack([text[start : start + CONTEXT + 1] for start in starts.tolist()]).long()

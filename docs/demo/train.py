@@ -9,8 +9,8 @@ Everything about checkpoints is in :func:`save` and :func:`load`.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
+import random
 import time
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from model import VOCABULARY, Transformer, corpus, global_batch
+from corpus import corpus, global_batch
+from digests import digests
+from model import VOCABULARY, Transformer
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.checkpoint.stateful import Stateful
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
@@ -38,6 +39,7 @@ class Training(Stateful):
 
     def __init__(self, total_steps: int) -> None:
         torch.manual_seed(0)
+        random.seed(0)
         mesh = init_device_mesh("cpu", (dist.get_world_size(),))
         self.model = Transformer()
         for block in self.model.blocks:
@@ -53,7 +55,8 @@ class Training(Stateful):
             "model": model,
             "optimizer": optimizer,
             "schedule": self.schedule.state_dict(),
-            "rng": torch.get_rng_state(),
+            "torch_rng": torch.get_rng_state(),
+            "python_rng": random.getstate(),
             "step": self.step,
         }
 
@@ -65,12 +68,13 @@ class Training(Stateful):
             optim_state_dict=state_dict["optimizer"],
         )
         self.schedule.load_state_dict(state_dict["schedule"])
-        torch.set_rng_state(state_dict["rng"])
+        torch.set_rng_state(state_dict["torch_rng"])
+        random.setstate(state_dict["python_rng"])
         self.step = state_dict["step"]
 
-    def train_step(self, text: torch.Tensor) -> float:
+    def train_step(self, sources: list[torch.Tensor]) -> float:
         """One step on the same global batch whatever the number of ranks; returns its mean loss."""
-        batch = global_batch(text, GLOBAL_BATCH).chunk(dist.get_world_size())[dist.get_rank()]
+        batch = global_batch(sources, GLOBAL_BATCH).chunk(dist.get_world_size())[dist.get_rank()]
         logits = self.model(batch[:, :-1])
         loss = nn.functional.cross_entropy(logits.reshape(-1, VOCABULARY), batch[:, 1:].reshape(-1))
         loss.backward()
@@ -91,22 +95,8 @@ def load(training: Training, url: str) -> None:
     dcp.load({"training": training}, storage_reader=CloudStorageReader(url))
 
 
-def digests(state: dict[Any, Any], prefix: str = "") -> dict[str, str]:
-    """SHA-256 of every whole tensor and the text of everything else, by name."""
-    found: dict[str, str] = {}
-    for key, item in state.items():
-        name, value = f"{prefix}{key}", dict(enumerate(item)) if isinstance(item, list) else item
-        if isinstance(value, dict):
-            found.update(digests(value, f"{name}."))
-        elif isinstance(value, torch.Tensor):
-            whole = value.full_tensor() if isinstance(value, DTensor) else value
-            found[name] = hashlib.sha256(whole.contiguous().view(-1).view(torch.uint8).numpy()).hexdigest()
-        else:
-            found[name] = repr(value)
-    return found
-
-
 def timed(work: Any, *arguments: Any) -> float:
+    """Seconds from the first rank's start to the last one's end."""
     dist.barrier()
     started = time.perf_counter()
     work(*arguments)
@@ -114,21 +104,29 @@ def timed(work: Any, *arguments: Any) -> float:
     return time.perf_counter() - started
 
 
+def say(what: str) -> None:
+    if dist.get_rank() == 0:
+        print(what, flush=True)
+
+
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Train, saving or loading on the way; returns what the conductor compares."""
     training = Training(arguments.steps)
-    text = corpus()
+    sources = corpus()
     report: dict[str, Any] = {"parameters": sum(p.numel() for p in training.model.parameters()), "losses": {}}
     if arguments.load:
+        say(f"load {arguments.load}")
         report["seconds"] = timed(load, training, arguments.load)
         report["digests"] = digests(training.state_dict())
     while training.step < arguments.steps:
-        loss = training.train_step(text)
+        loss = training.train_step(sources)
         report["losses"][training.step] = loss
-        if dist.get_rank() == 0:
-            print(f"step {training.step} loss {loss:.4f}", flush=True)
+        say(f"step {training.step} loss {loss:.4f}")
         if training.step == arguments.save_at:
+            url = f"{arguments.save}/step-{training.step}"
+            say(f"save {url}")
             report["digests"] = digests(training.state_dict())
-            report["seconds"] = timed(save, training, f"{arguments.save}/step-{training.step}")
+            report["seconds"] = timed(save, training, url)
     return report
 
 

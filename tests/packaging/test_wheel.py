@@ -96,7 +96,8 @@ def check_types(installed: Path, consumer: str, code: int) -> str:
         sys.executable, "-c",
         f"import os, sys; os.environ['MYPYPATH'] = {str(installed)!r}\n"
         "from mypy.main import main; main(args=sys.argv[1:], clean_exit=True)",
-        "--strict", "--follow-imports=silent", "--config-file=", "--no-incremental", "--cache-dir=/dev/null", str(path),
+        "--strict", "--follow-imports=silent", "--config-file=", "--no-incremental",
+        "--cache-dir=/dev/null", str(path),
         cwd=installed.parent, code=code,
     )  # fmt: skip
 
