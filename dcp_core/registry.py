@@ -112,7 +112,8 @@ def _load(scheme: str, claim: _Claim) -> Backend:
             f"{scheme}:// needs the package {error.name or error}: "
             f"{_install_hint(scheme, claim.distribution)}"
         ) from error
-    if not isinstance(backend, Backend):
+    # a class has the attributes too, but is not an instance
+    if isinstance(backend, type) or not isinstance(backend, Backend):
         raise ConfigurationError(
             f"entry point {claim.entry.value!r} of {claim.distribution} is not a dcp_core Backend"
         )
