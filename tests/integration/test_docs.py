@@ -1,0 +1,43 @@
+"""The examples of the documents run as they stand."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import Bucket
+
+ROOT = Path(__file__).resolve().parents[2]
+BLOCK = re.compile(
+    r"^## (?P<title>[^\n]+)\n(?:(?!^## ).*?)```python\n(?P<code>.*?)```", re.DOTALL | re.MULTILINE
+)
+EXAMPLES = {
+    match["title"]: match["code"] for match in BLOCK.finditer((ROOT / "docs/examples.md").read_text())
+}
+
+
+def run(code: str, environment: dict[str, str]) -> None:
+    variables = {**os.environ, **environment, "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=variables, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_section_has_an_example() -> None:
+    assert len(EXAMPLES) == (ROOT / "docs/examples.md").read_text().count("\n## ") == 7
+
+
+@pytest.mark.parametrize("title", EXAMPLES)
+def test_example(seaweedfs_bucket: Bucket, title: str) -> None:
+    run(f"BUCKET = {seaweedfs_bucket.name!r}\n{EXAMPLES[title]}", seaweedfs_bucket.environment)
+
+
+def test_readme(seaweedfs_bucket: Bucket) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    code = code.replace("s3://bucket/", f"{seaweedfs_bucket.url}/")
+    run(f"import torch\nstate = {{'weight': torch.ones(3)}}\n{code}", seaweedfs_bucket.environment)
