@@ -222,6 +222,8 @@ class SeaweedFS(Server):
             "-s3.port.lance=0",
             "-admin.ui=false",
             "-webdav=false",
+            # every bucket has volumes of its own; the default, what the disk could fill, was under a hundred
+            "-volume.max=10000",
             # it would report statistics to its makers
             "-master.telemetry=false",
         ]

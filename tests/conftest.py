@@ -54,6 +54,15 @@ class Bucket:
     def write(self, key: str, data: bytes) -> None:
         self.client.put_object(Bucket=self.name, Key=key, Body=data)
 
+    def remove(self) -> None:
+        """Delete the bucket and all in it: a session makes hundreds, and a store has limits."""
+        for upload in self.client.list_multipart_uploads(Bucket=self.name).get("Uploads", ()):
+            found = {"Key": upload["Key"], "UploadId": upload["UploadId"]}
+            self.client.abort_multipart_upload(Bucket=self.name, **found)
+        for key in self.keys():
+            self.client.delete_object(Bucket=self.name, Key=key)
+        self.client.delete_bucket(Bucket=self.name)
+
 
 @pytest.fixture(scope="session")
 def seaweedfs() -> Iterator[SeaweedFS]:
@@ -75,7 +84,9 @@ def _bucket(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]
     for variable, value in server.environment().items():
         monkeypatch.setenv(variable, value)
     with contextlib.closing(server.client()) as client:
-        yield Bucket(server, name, client)
+        bucket = Bucket(server, name, client)
+        yield bucket
+        bucket.remove()
 
 
 @pytest.fixture

@@ -200,7 +200,7 @@ def main() -> int:
     console.print(table(stages, f"Checkpoint {CHECKPOINT}"))
     wrong = [f"{stage.what}: {what}" for stage in stages for what in stage.wrong]
     if wrong:
-        console.print("Not equal: " + "; ".join(wrong), style="red", markup=False)
+        console.print("Not equal:", *wrong, sep="\n  ", style="red", markup=False)
         return 1
     console.print(f"[green]Everything is equal.[/] The demo took {time.monotonic() - begun:.0f} s.")
     console.print(USAGE, markup=False)

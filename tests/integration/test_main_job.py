@@ -27,6 +27,19 @@ def test_one_to_four(bucket: Bucket, worlds: World) -> None:
     assert bucket.uploads() == []
 
 
+@pytest.mark.parametrize(
+    "prefix", ["with space", "ümläut/日本", "100%", "a%20b+c", "q?x=1&y#z", "'quotes\"", "a//b", "/lead", ""]
+)
+def test_odd_prefixes(localstack_bucket: Bucket, worlds: World, prefix: str) -> None:
+    """The prefix of the URL is the prefix of the keys, character by character."""
+    url = f"{localstack_bucket.url}/{prefix}"
+    worlds(1).run(scenarios.save_full, url, 3)
+    worlds(1).run(scenarios.load_full, url, 3)
+    keys = localstack_bucket.keys()
+    assert len(keys) == 2
+    assert all(key.startswith(f"{prefix}/" if prefix else "") for key in keys)
+
+
 @pytest.mark.parametrize(("saved", "loaded"), [(4, 2), (2, 4), (4, 1)])
 def test_fsdp2_training_state(seaweedfs_bucket: Bucket, worlds: World, saved: int, loaded: int) -> None:
     url = f"{seaweedfs_bucket.url}/fsdp"
