@@ -9,6 +9,7 @@
     dcp.load(state, storage_reader=CloudStorageReader("s3://bucket/run/step-1000"))
 """
 
+from dcp_core.checkpoint_ids import use_url_checkpoint_ids
 from dcp_core.config import LoadOptions, SaveOptions
 from dcp_core.errors import (
     AmbiguousSchemeError,
@@ -64,4 +65,5 @@ __all__ = [
     "UnknownSchemeError",
     "UnsupportedError",
     "UntrustedDataError",
+    "use_url_checkpoint_ids",
 ]

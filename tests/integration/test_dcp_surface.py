@@ -23,7 +23,14 @@ from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, Def
 from torch.distributed.checkpoint.planner import SavePlanner
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
 
-from dcp_core import CheckpointNotFoundError, CloudStorageReader, CloudStorageWriter, TransientError
+from dcp_core import (
+    CheckpointNotFoundError,
+    CloudStorageReader,
+    CloudStorageWriter,
+    ConfigurationError,
+    TransientError,
+    use_url_checkpoint_ids,
+)
 
 World = Callable[[int], Ranks]
 
@@ -274,6 +281,29 @@ def test_forked_after_use(seaweedfs_bucket: Bucket) -> None:
     load(f"{seaweedfs_bucket.url}/run", 2)
     dcp.save(state_of(3), storage_writer=writer)
     load(f"{seaweedfs_bucket.url}/run", 3)
+
+
+def test_urls_as_checkpoint_ids(
+    seaweedfs_bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An explicit opt-in; what is no URL of ours goes where it went."""
+    from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+
+    for module in (state_dict_saver, state_dict_loader):
+        monkeypatch.setattr(module, "_storage_setup", module._storage_setup)  # restored afterwards
+    url = f"{seaweedfs_bucket.url}/run"
+    use_url_checkpoint_ids(overwrite_nothing=1)
+    with pytest.raises(ConfigurationError, match="overwrite_nothing"):
+        dcp.save(state_of(1), checkpoint_id=url)
+    use_url_checkpoint_ids(attempts=2)
+    for checkpoint in (url, str(tmp_path / "local")):
+        dcp.save(state_of(1), checkpoint_id=checkpoint)
+        target = {"weight": torch.zeros(200, 100)}
+        dcp.load(target, checkpoint_id=checkpoint)
+        scenarios.assert_same(target["weight"], state_of(1)["weight"])
+    dcp.async_save(state_of(2), checkpoint_id=url).result()
+    load(url, 2)
+    assert (tmp_path / "local" / ".metadata").exists()
 
 
 # --- partial loads

@@ -39,7 +39,7 @@ def test_import_time_beyond_torch() -> None:
 def test_public_names() -> None:
     errors = {name for name in dcp_core.__all__ if name.endswith("Error")}
     assert set(dcp_core.__all__) - errors == {
-        "CloudStorageReader", "CloudStorageWriter", "LoadOptions", "SaveOptions",
+        "CloudStorageReader", "CloudStorageWriter", "LoadOptions", "SaveOptions", "use_url_checkpoint_ids",
     }  # fmt: skip
     assert dcp_s3.__all__ == ["S3Options", "S3StorageReader", "S3StorageWriter", "backend"]
 
