@@ -36,7 +36,7 @@ STEPS = 10
 SAVE_AT = 6
 BUCKET, PREFIX = "demo", f"run/step-{SAVE_AT}"
 CHECKPOINT = f"s3://{BUCKET}/{PREFIX}"
-ERROR_LINES = 60
+ERROR_LINES = 40
 
 console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
 
@@ -70,9 +70,16 @@ def torchrun(processes: int, arguments: list[str], environment: dict[str, str], 
                     status.update(f"{title}: {line.strip()}")
             code = process.wait()
         if code:
-            tail = errors.read_text(errors="replace").splitlines()[-ERROR_LINES:]
-            raise DemoError(f"{title}: torchrun ended with {code}:\n" + "\n".join(tail))
+            said = error_tail(errors.read_text(errors="replace"))
+            raise DemoError(f"{title}: torchrun ended with {code}:\n{said}")
         return json.loads(report.read_text())  # type: ignore[no-any-return]
+
+
+def error_tail(text: str) -> str:
+    """What the ranks said last, rather than what torchrun said about it."""
+    lines = text.splitlines()
+    of_ranks = [line for line in lines if line.startswith("[rank")]
+    return "\n".join((of_ranks or lines)[-ERROR_LINES:])
 
 
 @contextlib.contextmanager
