@@ -388,6 +388,8 @@ def main() -> None:
         for server in SERVERS.values():
             install(server)
         return
+    # a shell starts background jobs with the signal ignored, and Python then leaves it so
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with running(arguments.server, arguments.bucket) as server:
         for name, value in server.environment().items():
             print(f"export {name}={value}")
