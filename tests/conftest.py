@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from dcp_fault_proxy import FaultProxy
-from dcp_servers import LocalStack, SeaweedFS, Server
+from dcp_s3_servers import LocalStack, S3Server, SeaweedFS
 from ranks import Ranks
 
 pytest.register_assert_rewrite("dcp_core.testing.contract")
@@ -22,7 +22,7 @@ _numbers = itertools.count(1)
 class Bucket:
     """A bucket of its own for one test."""
 
-    server: Server
+    server: S3Server
     name: str
     client: Any
 
@@ -76,7 +76,7 @@ def localstack() -> Iterator[LocalStack]:
         yield server
 
 
-def _bucket(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+def _bucket(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
     name = f"test-{next(_numbers)}"
     server.make_bucket(name)
     for variable in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_CA_BUNDLE"):

@@ -28,7 +28,8 @@ FOLDER = Path(__file__).resolve().parent
 sys.path += [str(FOLDER), str(FOLDER.parent.parent / "localstack")]
 
 from dcp_fault_proxy import FaultProxy  # noqa: E402
-from dcp_servers import SeaweedFS, Server, ServerError  # noqa: E402
+from dcp_s3_servers import SeaweedFS  # noqa: E402
+from dcp_server import Server, ServerError  # noqa: E402
 from report import Stage, compare_losses, compare_values, describe_reference, table  # noqa: E402
 from rich.console import Console  # noqa: E402
 
@@ -38,7 +39,7 @@ BUCKET, PREFIX = "demo", f"run/step-{SAVE_AT}"
 CHECKPOINT = f"s3://{BUCKET}/{PREFIX}"
 ERROR_LINES = 40
 
-console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
 
 
 class DemoError(RuntimeError):
@@ -98,16 +99,15 @@ def started(command: list[str], environment: dict[str, str], stderr: Any) -> Ite
 
 def counted(what: str, processes: int, report: dict[str, Any], proxy: FaultProxy) -> Stage:
     """A stage with everything that passed the proxy since it was last cleared."""
-    seen = proxy.requests
-    sent, received = sum(one.bytes_in for one in seen), sum(one.bytes_out for one in seen)
-    return Stage(what, processes, report, len(seen), sent, received)
+    moved = sum(seen.bytes_in + seen.bytes_out for seen in proxy.requests)
+    return Stage(what, processes, report, len(proxy.requests), moved)
 
 
 def train(what: str, processes: int, arguments: list[str], proxy: FaultProxy, server: Server) -> Stage:
     """Run the training script with its requests counted."""
     proxy.clear()
     environment = {**server.environment(), "AWS_ENDPOINT_URL": proxy.endpoint}
-    report = torchrun(processes, arguments, environment, what)
+    report = torchrun(processes, arguments, environment, f"{what} ({processes})")
     return counted(what, processes, report, proxy)
 
 
@@ -115,7 +115,7 @@ def load_with_stock_torch(proxy: FaultProxy, server: Server, reference: Stage) -
     """Copy the objects to a folder and load them with nothing but torch."""
     from digests import digests
 
-    what = "copy, stock FileSystemReader"
+    what = "stock torch"
     proxy.clear()
     with tempfile.TemporaryDirectory() as folder, console.status(f"{what} …"):
         begun = time.perf_counter()
@@ -125,7 +125,7 @@ def load_with_stock_torch(proxy: FaultProxy, server: Server, reference: Stage) -
         stage = counted(what, 1, {"seconds": seconds}, proxy)
         loaded = {name.removeprefix("training."): value for name, value in digests(state).items()}
         compare_values(stage, reference, loaded)
-    console.print(f"  [dim]{what}:[/] done")
+    console.print(f"  [dim]{what}:[/] FileSystemReader loaded a copy of the objects")
     return stage
 
 
@@ -168,12 +168,11 @@ def run() -> list[Stage]:
     with SeaweedFS() as server, FaultProxy(server.endpoint) as proxy:
         server.make_bucket(BUCKET)
         save = [f"--save=s3://{BUCKET}/run", f"--save-at={SAVE_AT}"]
-        reference = train("train and save", 4, save, proxy, server)
+        reference = train("save", 4, save, proxy, server)
         describe_reference(reference)
         stages = [reference]
         for processes in (4, 2, 1):
-            what = f"load in {processes}, train on"
-            stage = train(what, processes, [f"--load={CHECKPOINT}"], proxy, server)
+            stage = train("load", processes, [f"--load={CHECKPOINT}"], proxy, server)
             compare_values(stage, reference, stage.report["digests"])
             compare_losses(stage, reference, SAVE_AT)
             stages.append(stage)
@@ -204,13 +203,15 @@ def main() -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    console.print(table(stages, f"Checkpoint {CHECKPOINT}"))
-    wrong = [f"{stage.what}: {what}" for stage in stages for what in stage.wrong]
+    millions = stages[0].report["parameters"] / 1e6
+    console.print(table(stages, f"{CHECKPOINT}, {millions:.1f} M parameters and their optimizer"))
+    wrong = [f"{stage.what} ({stage.processes}): {what}" for stage in stages for what in stage.wrong]
     if wrong:
         console.print("Not equal:", *wrong, sep="\n  ", style="red", markup=False)
         return 1
     console.print(f"[green]Everything is equal.[/] The demo took {time.monotonic() - begun:.0f} s.")
-    console.print(USAGE, markup=False)
+    # not through rich, which would wrap it
+    print(USAGE)
     return 0
 
 

@@ -12,7 +12,7 @@ import scenarios
 import torch
 import torch.distributed.checkpoint as dcp
 from conftest import Bucket
-from dcp_servers import SeaweedFS
+from dcp_s3_servers import SeaweedFS
 from torch.distributed.checkpoint.api import CheckpointException
 
 import dcp_core

@@ -20,7 +20,8 @@ import dcp_servers
 import pytest
 from botocore.exceptions import ClientError
 from conftest import Bucket
-from dcp_servers import LocalStack, SeaweedFS, Server, ServerError, free_ports, install
+from dcp_s3_servers import LocalStack, SeaweedFS
+from dcp_server import Server, ServerError, free_ports, install
 
 SERVERS = [SeaweedFS, LocalStack]
 
