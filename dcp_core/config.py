@@ -72,7 +72,7 @@ class LoadOptions(TransferOptions):
             ``False`` lets whoever can write to the bucket run code in this process.
     """
 
-    request_size: int = 32 * MIB
+    request_size: int = 128 * MIB
     gap: int = 64 * KIB
     verify: bool = True
     weights_only: bool = True

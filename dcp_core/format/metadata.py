@@ -25,6 +25,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
+from dcp_core.collector import collector_paused
 from dcp_core.errors import CheckpointCorruptError
 from dcp_core.format.stored import StorageInfo
 
@@ -90,7 +91,8 @@ def decode_metadata(data: bytes, *, bucket: str, key: str) -> Metadata:
         CheckpointCorruptError: it is cut short, is something else, or names a foreign type.
     """
     try:
-        metadata = _MetadataUnpickler(io.BytesIO(data)).load()
+        with collector_paused():
+            metadata = _MetadataUnpickler(io.BytesIO(data)).load()
     # a hostile or damaged stream can make the unpickler raise anything; no state is shared with it
     except Exception as error:
         raise CheckpointCorruptError(

@@ -15,8 +15,9 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner
+from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
 
+from dcp_core.collector import collector_paused
 from dcp_core.config import LoadOptions
 from dcp_core.errors import CheckpointCorruptError, CheckpointReplacedError, TransientError
 from dcp_core.format.checksum import BLOCK_SIZE, crc32c
@@ -53,34 +54,43 @@ class RankReader:
 
     def read(self, plan: LoadPlan, planner: LoadPlanner, catalog: Catalog) -> None:
         """Fetch all items of ``plan`` into the state dict of ``planner``."""
-        sources = self._located([(item.type, catalog.source(item)) for item in plan.items])
-        targets: list[Target] = [
-            BytesTarget(number, item, source, self._options)
-            if item.type is LoadItemType.BYTE_IO
-            else TensorTarget(number, item, source, planner.resolve_tensor(item))
-            for number, (item, source) in enumerate(zip(plan.items, sources, strict=True))
-        ]
+        options = self._options
+        with collector_paused():
+            sources = [(item.type, catalog.source(item)) for item in plan.items]
+        located = self._located(sources)
         completion = Completion(planner)
-        requests = self._requests(targets, completion)
-        workers = min(self._options.concurrency, max(1, self._options.memory // self._options.request_size))
+        with collector_paused():
+            targets = [
+                self._target(*one, planner) for one in enumerate(zip(plan.items, located, strict=True))
+            ]
+            requests = self._requests(targets, completion)
         self._transfer.run(
             requests,
             lambda request: _Fetch(self, request, targets, completion).run(),
-            max(1, min(workers, len(requests))),
+            max(1, min(options.concurrency, len(requests))),
         )
         for device in {target.device for target in targets if target.device.type != "cpu"}:
             torch.accelerator.synchronize(device)
 
+    def _target(self, number: int, read: tuple[ReadItem, Source], planner: LoadPlanner) -> Target:
+        item, source = read
+        if item.type is LoadItemType.BYTE_IO:
+            return BytesTarget(number, item, source, self._options)
+        return TensorTarget(number, item, source, planner.resolve_tensor(item))
+
     def _requests(self, targets: Sequence[Target], completion: Completion) -> list[Request]:
         options = self._options
-        total = sum(target.source.info.length for target in targets)
-        size = request_size_for(total, options.request_size, options.concurrency)
+        # what does not go straight into a tensor passes through a buffer of one piece for each connection
+        piece = min(options.request_size, max(BLOCK_SIZE, options.memory // options.concurrency))
         placements: list[Placement] = []
         for target in targets:
             before = len(placements)
-            placements += (p for p in target.placements(size, options.gap) if p.stop > p.start)
+            placements += target.placements(piece, options.gap)
             completion.expect(target, len(placements) - before)
-        return coalesce(placements, size, options.gap)
+        total = sum(placement.stop - placement.start for placement in placements)
+        return coalesce(
+            placements, request_size_for(total, options.request_size, options.concurrency), options.gap
+        )
 
     def _located(self, sources: list[tuple[LoadItemType, Source]]) -> list[Source]:
         """Sources with the elements of large foreign frames found. One request a frame, in parallel."""
@@ -177,16 +187,20 @@ class _Fetch:
         self._targets = targets
         self._completion = completion
         self._steps = iter(request.steps)
-        self._step: _StepState | None = self._next_step()
         self._mismatches = 0
+        self._step: _StepState | None = None
+        self._advance()
 
     def run(self) -> None:
         while self._step is not None:
             self._owner.attempt(self._receive)
 
-    def _next_step(self) -> _StepState | None:
+    def _advance(self) -> _StepState | None:
+        """Go on with the next step."""
         step = next(self._steps, None)
-        return None if step is None else _StepState(step, self._targets)
+        scratch = None if self._step is None else self._step.scratch
+        self._step = None if step is None else _StepState(step, self._targets, scratch)
+        return self._step
 
     def _receive(self) -> None:
         step = self._step
@@ -198,7 +212,7 @@ class _Fetch:
                 _skip(reader, step.position - position, self._request.name)
                 self._receive_step(step, reader)
                 position = step.step.stop
-                step = self._step = self._next_step()
+                step = self._advance()
 
     def _receive_step(self, step: _StepState, reader: RangeReader) -> None:
         for start, stop in step.stretches():
@@ -211,24 +225,30 @@ class _Fetch:
             self._completion.done(target)
 
     def _verify(self, step: _StepState, start: int, stop: int) -> None:
-        for placement in step.step.placements:
-            problem = step.mismatch(placement, start, stop)
-            if problem is None:
-                continue
-            self._mismatches += 1
-            kind = CheckpointCorruptError if self._mismatches > 1 else _ChecksumMismatch
-            raise kind(problem, bucket=self._owner._store.bucket, key=self._owner._key_of(placement.name))
+        found = step.mismatch(start, stop)
+        if found is None:
+            return
+        placement, problem = found
+        self._mismatches += 1
+        kind = CheckpointCorruptError if self._mismatches > 1 else _ChecksumMismatch
+        raise kind(problem, bucket=self._owner._store.bucket, key=self._owner._key_of(placement.name))
 
 
 class _StepState:
-    """One step: the memory it is received into, and how far it has come."""
+    """One step: the memory it is received into, and how far it has come.
 
-    def __init__(self, step: Step, targets: Sequence[Target]) -> None:
+    ``scratch`` is the buffer of the request's earlier steps, used again where nothing else refers to it.
+    """
+
+    def __init__(self, step: Step, targets: Sequence[Target], scratch: torch.Tensor | None) -> None:
         self.step = step
         self.position = step.start
+        self.scratch = scratch
         self._targets = [targets[placement.item] for placement in step.placements]
-        self._scratch: torch.Tensor | None = None
-        self._memory: memoryview | None = None
+        self._direct: memoryview | None = None
+        if len(self._targets) == 1:
+            self._direct = self._targets[0].direct(step.placements[0])
+        self._memory = self._direct
 
     def view(self, start: int, stop: int) -> memoryview:
         """The memory for bytes ``[start, stop)`` of the object."""
@@ -237,14 +257,13 @@ class _StepState:
         return self._memory[start - self.step.start : stop - self.step.start]
 
     def _allocate(self) -> memoryview:
-        if len(self._targets) == 1:
-            direct = self._targets[0].direct(self.step.placements[0])
-            if direct is not None:
-                return direct
-        pinned = any(target.device.type != "cpu" for target in self._targets)
         size = self.step.stop - self.step.start
-        self._scratch = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
-        return tensor_bytes(self._scratch)
+        if any(target.device.type != "cpu" for target in self._targets):
+            # copies to a device are not waited for: the allocator holds the buffer until they are done
+            self.scratch = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        elif self.scratch is None or self.scratch.numel() < size or self.scratch.is_pinned():
+            self.scratch = torch.empty(size, dtype=torch.uint8)
+        return tensor_bytes(self.scratch)
 
     def stretches(self) -> Iterator[tuple[int, int]]:
         """Bytes to receive before the next check: up to the end of the next whole checksum block.
@@ -262,34 +281,38 @@ class _StepState:
             yield position, min(border, end)
             position = min(border, end)
 
-    def mismatch(self, placement: Placement, start: int, stop: int) -> str | None:
-        """What is wrong with the blocks of ``placement`` that lie wholly in ``[start, stop)``."""
-        target = self._targets[self.step.placements.index(placement)]
-        payload, base = target.source.payload, target.source.start
-        if payload is None or not payload.checksums:
-            return None
-        low, high = max(start, placement.start) - base, min(stop, placement.stop) - base
-        block = -(-low // BLOCK_SIZE)
-        while (first := block * BLOCK_SIZE) < high:
-            last = min(first + BLOCK_SIZE, payload.size)
-            if last > high:
-                break
-            if crc32c(self.view(base + first, base + last)) != payload.checksum(block):
-                return (
-                    f"bytes {base + first}–{base + last} of {target.item.storage_index.fqn!r} "
-                    "do not have the checksum they were saved with"
-                )
-            block += 1
+    def mismatch(self, start: int, stop: int) -> tuple[Placement, str] | None:
+        """The first placement with a block that lies wholly in ``[start, stop)`` and is not as saved."""
+        for target, placement in zip(self._targets, self.step.placements, strict=True):
+            payload, base = target.source.payload, target.source.start
+            if payload is None or not payload.checksums:
+                continue
+            low, high = max(start, placement.start) - base, min(stop, placement.stop) - base
+            block = -(-low // BLOCK_SIZE)
+            while (first := block * BLOCK_SIZE) < high:
+                last = min(first + BLOCK_SIZE, payload.size)
+                if last > high:
+                    break
+                if crc32c(self.view(base + first, base + last)) != payload.checksum(block):
+                    return placement, (
+                        f"bytes {base + first}–{base + last} of {target.item.storage_index.fqn!r} "
+                        "do not have the checksum they were saved with"
+                    )
+                block += 1
         return None
 
-    def place(self) -> Iterator[Target]:
-        """Hand the bytes over; yields the targets that got theirs."""
-        for target, placement in zip(self._targets, self.step.placements, strict=True):
-            if self._scratch is not None:
-                start = placement.start - self.step.start
-                target.place(placement, self._scratch[start : start + placement.stop - placement.start])
-            yield target
-        self._scratch = self._memory = None
+    def place(self) -> list[Target]:
+        """Hand the bytes over, unless they are there; returns the targets that got theirs."""
+        if self._direct is None:
+            assert self.scratch is not None
+            for target, placement in zip(self._targets, self.step.placements, strict=True):
+                start, stop = placement.start - self.step.start, placement.stop - self.step.start
+                memory = target.direct(placement)
+                if memory is None:
+                    target.place(placement, self.scratch[start:stop])
+                else:
+                    memory[:] = self.view(placement.start, placement.stop)
+        return self._targets
 
 
 def receive(reader: RangeReader, view: memoryview, name: str) -> None:

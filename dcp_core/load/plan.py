@@ -26,6 +26,10 @@ __all__ = [
 
 #: Requests below this size cost more in round trips than they win in parallelism.
 _SMALLEST_REQUEST = 4 << 20
+#: Placements up to this size are received together: one alone costs more CPU time than copying it.
+GATHERED = 128 << 10
+#: Bytes that are received together at most, so that they are still in the cache when they are placed.
+_GATHERED_STEP = 1 << 20
 
 
 class Box(NamedTuple):
@@ -51,16 +55,30 @@ class Placement(NamedTuple):
     box: Box | None = None
 
 
-@dataclass
+@dataclass(slots=True)
 class Step:
-    """Adjacent bytes of one request that go to the same place, or, if placements overlap, to several."""
+    """Bytes of one request that are received at once.
+
+    They belong to one placement, or to several that overlap or are so small that they are received
+    together, with the gaps between them.
+    """
 
     start: int
     stop: int
     placements: list[Placement]
 
+    def takes(self, placement: Placement, gap: int) -> bool:
+        """Whether ``placement``, which begins behind this step, is to be received with it."""
+        return (
+            placement.stop - placement.start <= GATHERED
+            and placement.start - self.stop <= gap
+            and placement.stop - self.start <= _GATHERED_STEP
+            # the first being small, all are, or they overlap and are as good as small
+            and self.placements[0].stop - self.start <= GATHERED
+        )
 
-@dataclass
+
+@dataclass(slots=True)
 class Request:
     """One range request; bytes between its steps are read and dropped."""
 
@@ -78,8 +96,10 @@ def strides_of(sizes: Sequence[int]) -> tuple[int, ...]:
     return tuple(strides)
 
 
-def flat_range(sizes: Sequence[int], box: Box) -> tuple[int, int] | None:
+def flat_range(sizes: tuple[int, ...], box: Box) -> tuple[int, int] | None:
     """Elements ``[first, last + 1)`` of a C-contiguous chunk if ``box`` is exactly those, else ``None``."""
+    if box.lengths == sizes:
+        return 0, math.prod(sizes)
     start, stop = _span(strides_of(sizes), box)
     return (start, stop) if stop - start == math.prod(box.lengths) else None
 
@@ -140,8 +160,11 @@ def cut_region(
 
 
 def request_size_for(total: int, largest: int, concurrency: int) -> int:
-    """Request size that keeps ``concurrency`` connections busy with ``total`` bytes."""
-    return min(largest, max(_SMALLEST_REQUEST, total // (2 * concurrency)))
+    """Request size that keeps ``concurrency`` connections busy with ``total`` bytes up to their end.
+
+    Four requests a connection leave the last ones a quarter of their time apart at most.
+    """
+    return min(largest, max(_SMALLEST_REQUEST, total // (4 * concurrency)))
 
 
 def coalesce(placements: Iterable[Placement], size: int, gap: int) -> list[Request]:
@@ -151,19 +174,24 @@ def coalesce(placements: Iterable[Placement], size: int, gap: int) -> list[Reque
     but those gaps. Placements must not be empty.
     """
     requests: list[Request] = []
-    for placement in sorted(placements, key=lambda p: (p.name, p.start, p.stop)):
-        request = requests[-1] if requests else None
-        if request is not None and request.name == placement.name:
+    request: Request | None = None
+    for placement in sorted(placements, key=_place):
+        name, start, stop = placement.name, placement.start, placement.stop
+        if request is not None and request.name == name:
             step = request.steps[-1]
-            if placement.start < step.stop:
+            fits = start - request.stop <= gap and stop - request.start <= size
+            if start < step.stop or (fits and step.takes(placement, gap)):
                 step.placements.append(placement)
-                step.stop = max(step.stop, placement.stop)
-                request.stop = step.stop
+                step.stop = request.stop = max(step.stop, stop)
                 continue
-            if placement.start - request.stop <= gap and placement.stop - request.start <= size:
-                request.steps.append(Step(placement.start, placement.stop, [placement]))
-                request.stop = placement.stop
+            if fits:
+                request.steps.append(Step(start, stop, [placement]))
+                request.stop = stop
                 continue
-        step = Step(placement.start, placement.stop, [placement])
-        requests.append(Request(placement.name, placement.start, placement.stop, [step]))
+        request = Request(name, start, stop, [Step(start, stop, [placement])])
+        requests.append(request)
     return requests
+
+
+def _place(placement: Placement) -> tuple[str, int, int]:
+    return placement.name, placement.start, placement.stop

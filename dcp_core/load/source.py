@@ -17,7 +17,7 @@ from dcp_core.format.stored import Payload, StorageInfo, payload_of
 __all__ = ["Catalog", "Source"]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Source:
     """The stored side of one read item.
 

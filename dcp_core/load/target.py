@@ -10,7 +10,7 @@ import abc
 import io
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch.distributed._shard._utils import narrow_tensor_by_index
@@ -39,16 +39,21 @@ __all__ = ["BytesTarget", "Target", "TensorTarget"]
 class Target(abc.ABC):
     """One read item: which bytes it needs and where they go."""
 
+    #: Where the item's memory is.
+    device = torch.device("cpu")
+
     def __init__(self, number: int, item: ReadItem, source: Source) -> None:
         self.number = number
         self.item = item
         self.source = source
 
-    def placements(self, size: int, gap: int) -> Iterator[Placement]:
-        """The bytes this item needs; here, its whole frame."""
+    def placements(self, size: int, gap: int) -> Iterable[Placement]:
+        """The bytes this item needs, cut into pieces of about ``size``; here, its whole frame."""
         del size, gap
         info = self.source.info
-        yield Placement(info.relative_path, info.offset, info.offset + info.length, self.number, -1)
+        if info.length == 0:
+            return ()
+        return (Placement(info.relative_path, info.offset, info.offset + info.length, self.number, -1),)
 
     def direct(self, placement: Placement) -> memoryview | None:
         """Memory of the state dict that the bytes of ``placement`` may be received into."""
@@ -63,11 +68,6 @@ class Target(abc.ABC):
     def commit(self, planner: LoadPlanner) -> None:
         """Tell the planner that the item is complete. One item at a time."""
 
-    @property
-    def device(self) -> torch.device:
-        """Where the item's memory is."""
-        return torch.device("cpu")
-
 
 class TensorTarget(Target):
     """A tensor, or a slice of one."""
@@ -75,63 +75,67 @@ class TensorTarget(Target):
     def __init__(self, number: int, item: ReadItem, source: Source, tensor: torch.Tensor) -> None:
         super().__init__(number, item, source)
         self._tensor = tensor
-        self._data = tensor.detach()
-        if tuple(self._data.shape) != tuple(item.lengths):
+        self._data = data = tensor.detach()
+        lengths = tuple(item.lengths)
+        if data.shape != lengths:
             raise CheckpointCorruptError(
-                f"{item.dest_index.fqn!r}: the planner gave a tensor of shape {tuple(self._data.shape)} "
-                f"for a read of {tuple(item.lengths)}"
+                f"{item.dest_index.fqn!r}: the planner gave a tensor of shape {tuple(data.shape)} "
+                f"for a read of {lengths}"
             )
-        self._box = Box(tuple(item.storage_offsets), tuple(item.lengths))
-        self._dense = self._data.is_contiguous() and self._data.layout is torch.strided
+        self.device = data.device
+        self._box = Box(tuple(item.storage_offsets), lengths)
+        self._dense = data.layout is torch.strided and data.is_contiguous()
+        #: the tensor's own memory, if bytes of the object can be received there as they are
         self._memory: memoryview | None = None
-
-    @property
-    def device(self) -> torch.device:
-        return self._data.device
+        if (
+            self._dense
+            and data.device.type == "cpu"
+            and data.dtype is source.dtype
+            and not (data.is_conj() or data.is_neg())
+        ):
+            self._memory = tensor_bytes(data)
 
     @property
     def _itemsize(self) -> int:
         assert self.source.dtype is not None
         return self.source.dtype.itemsize
 
-    def placements(self, size: int, gap: int) -> Iterator[Placement]:
+    def placements(self, size: int, gap: int) -> Iterable[Placement]:
+        source = self.source
         if self._data.numel() == 0:
-            return
-        if not self.source.elements_known:
-            yield from super().placements(size, gap)
-            return
+            return ()
+        if not source.elements_known:
+            return super().placements(size, gap)
+        flat = flat_range(source.shape, self._box) if self._dense else None
+        if flat is None:
+            return self._boxes(size, gap)
+        name, base, itemsize = source.info.relative_path, source.start, self._itemsize
+        start, stop = flat[0] * itemsize, flat[1] * itemsize
+        if stop - start <= BLOCK_SIZE:
+            return (Placement(name, base + start, base + stop, self.number),)
+        return [
+            Placement(name, base + begin, base + end, self.number, (begin - start) // itemsize)
+            for begin, end in cut_flat(start, stop, size, BLOCK_SIZE)
+        ]
+
+    def _boxes(self, size: int, gap: int) -> Iterator[Placement]:
         name, base, itemsize = self.source.info.relative_path, self.source.start, self._itemsize
-        flat = flat_range(self.source.shape, self._box) if self._dense else None
-        if flat is not None:
-            start = flat[0] * itemsize
-            for begin, end in cut_flat(start, flat[1] * itemsize, size, BLOCK_SIZE):
-                yield Placement(name, base + begin, base + end, self.number, (begin - start) // itemsize)
-            return
         for box, first, stop in cut_region(self.source.shape, self._box, itemsize, size, gap):
             yield Placement(name, base + first * itemsize, base + stop * itemsize, self.number, 0, box)
 
     def direct(self, placement: Placement) -> memoryview | None:
-        if placement.first < 0 or placement.box is not None or not self._receivable():
+        if self._memory is None or placement.first < 0 or placement.box is not None:
             return None
-        if self._memory is None:
-            self._memory = tensor_bytes(self._data)
         start = placement.first * self._itemsize
         return self._memory[start : start + placement.stop - placement.start]
-
-    def _receivable(self) -> bool:
-        data = self._data
-        return (
-            self._dense
-            and data.device.type == "cpu"
-            and data.dtype is self.source.dtype
-            and not (data.is_conj() or data.is_neg())
-        )
 
     def place(self, placement: Placement, data: torch.Tensor) -> None:
         if placement.first < 0:
             self._data.copy_(narrow_tensor_by_index(self._frame(data), self._box.offsets, self._box.lengths))
             return
         assert self.source.dtype is not None
+        if data.storage_offset() % self._itemsize:
+            data = data.clone()  # aligned
         elements = data.view(self.source.dtype)
         if placement.box is None:
             flat = self._data.view(-1)
@@ -240,14 +244,16 @@ class Completion:
 
     def expect(self, target: Target, placements: int) -> None:
         """Note how many placements ``target`` has; one without any is complete at once."""
-        if placements:
+        if placements > 1:
             self._waiting[target.number] = placements
-        else:
+        elif placements == 0:
             target.commit(self._planner)
 
     def done(self, target: Target) -> None:
         """Note one placement; planners need not be thread-safe, so commits take turns."""
         with self._lock:
-            self._waiting[target.number] -= 1
-            if self._waiting[target.number] == 0:
+            left = self._waiting.get(target.number, 1) - 1
+            if left:
+                self._waiting[target.number] = left
+            else:
                 target.commit(self._planner)

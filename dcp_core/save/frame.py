@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.planner import SavePlanner, WriteItem, WriteItemType
 
-from dcp_core.config import MIB
 from dcp_core.errors import CheckpointIncompleteError
 from dcp_core.format.frames import frame_template, generic_frame, is_plain
-from dcp_core.save.stage import staged_bytes
 from dcp_core.transfer import tensor_bytes
 
 __all__ = ["Frame", "frame_item"]
 
-#: Bytes of one staged block: large enough for the full copy rate of a device, small beside a part.
-_STAGE_BLOCK = 8 * MIB
 
-
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Frame:
-    """An item ready to send. ``payload`` yields ``payload_size`` bytes, once; ``plain`` says that they
-    are the elements of a dense tensor with the dtype and shape that the plan promised."""
+    """An item ready to send.
+
+    ``payload`` is ``payload_size`` bytes: a view of them where they lie, or the tensor if it is on a device
+    or not contiguous. ``plain`` says that they are the elements of a dense tensor with the dtype and shape
+    that the plan promised.
+    """
 
     index: MetadataIndex
     header: bytes
-    payload: Iterator[memoryview]
+    payload: memoryview | torch.Tensor
     payload_size: int
     tail: bytes
     plain: bool
@@ -65,7 +63,8 @@ def _frame_tensor(item: WriteItem, tensor: torch.Tensor) -> Frame:
         )
     if not is_plain(tensor):
         return _opaque(item, memoryview(generic_frame(tensor.cpu())))
-    tensor = tensor.resolve_conj().resolve_neg()
+    if tensor.is_conj() or tensor.is_neg():
+        tensor = tensor.resolve_conj().resolve_neg()
     template = frame_template(tensor.dtype, tuple(tensor.shape))
     return Frame(
         index=item.index,
@@ -77,17 +76,13 @@ def _frame_tensor(item: WriteItem, tensor: torch.Tensor) -> Frame:
     )
 
 
-def _elements(tensor: torch.Tensor) -> Iterator[memoryview]:
-    if tensor.nbytes == 0:
-        return iter(())
-    if tensor.device.type == "cpu" and tensor.is_contiguous():
-        return iter((tensor_bytes(tensor),))
-    return staged_bytes(tensor, _STAGE_BLOCK)
+def _elements(tensor: torch.Tensor) -> memoryview | torch.Tensor:
+    return tensor_bytes(tensor) if tensor.device.type == "cpu" and tensor.is_contiguous() else tensor
 
 
 def _opaque(item: WriteItem, data: memoryview) -> Frame:
     """A frame of which only its whole is known."""
-    return Frame(item.index, b"", iter((data,)), data.nbytes, b"", plain=False)
+    return Frame(item.index, b"", data, data.nbytes, b"", plain=False)
 
 
 def _unexpected(item: WriteItem, data: object) -> CheckpointIncompleteError:

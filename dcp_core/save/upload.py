@@ -10,17 +10,18 @@ from dataclasses import dataclass
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
 
-from dcp_core.config import SaveOptions
+from dcp_core.collector import collector_paused
+from dcp_core.config import MIB, SaveOptions
 from dcp_core.errors import (
     CheckpointIncompleteError,
     CloudCheckpointError,
     ObjectNotFoundError,
     TransientError,
 )
-from dcp_core.format.checksum import combine, crc32c
 from dcp_core.save.frame import Frame, frame_item
-from dcp_core.save.parts import ObjectCutter, PartDraft, block_checksums
+from dcp_core.save.parts import ObjectCutter, PartDraft, Sum, block_checksums
 from dcp_core.save.plan import part_size_for, planned_bytes, write_order
+from dcp_core.save.stage import Ring
 from dcp_core.store import Body, ObjectInfo, ObjectStore, Part, Upload
 from dcp_core.transfer import Transfer
 
@@ -28,8 +29,8 @@ __all__ = ["RankWriter"]
 
 logger = logging.getLogger("dcp_core")
 
-#: ``(block, crc32c, length)`` of each piece of a part.
-_Pieces = list[tuple[tuple[int, int], int, int]]
+#: Bytes of a block of staging memory: large enough for the full copy rate of a device, small beside a part.
+_STAGE_BLOCK = 8 * MIB
 
 
 @dataclass(frozen=True)
@@ -48,64 +49,69 @@ class RankWriter:
         limits = self.store.limits
         part_size = part_size_for(planned_bytes(plan.items), self.options.part_size, limits)
         capacity = min(part_size * limits.max_parts, limits.max_object_size)
+        ring = _ring(self.options.memory, part_size)
         frames: Iterator[Frame] = (frame_item(item, planner) for item in write_order(plan.items))
         results: list[WriteResult] = []
         for number in itertools.count():
             first = next(frames, None)
             if first is None:
                 return results
-            cutter = ObjectCutter(itertools.chain((first,), frames), part_size, capacity)
-            results += self._write_object(self.name_of(number), cutter, part_size)
+            cutter = ObjectCutter(itertools.chain((first,), frames), part_size, capacity, ring)
+            results += self._write_object(self.name_of(number), cutter)
             if cutter.leftover is not None:
                 frames = itertools.chain((cutter.leftover,), frames)
         raise AssertionError("unreachable")
 
-    def _write_object(self, name: str, cutter: ObjectCutter, part_size: int) -> list[WriteResult]:
+    def _write_object(self, name: str, cutter: ObjectCutter) -> list[WriteResult]:
         key = self.key_of(name)
         parts = cutter.parts()
         # items may all be empty: their object is there all the same
-        head = list(itertools.islice(parts, 2)) or [PartDraft(1)]
-        if len(head) == 2 or head[0].size > self.store.limits.max_put_size:
-            info, pieces = self._write_parts(key, itertools.chain(head, parts), part_size)
+        head = list(itertools.islice(parts, 2))
+        if len(head) == 2 or (head and head[0].size > self.store.limits.max_put_size):
+            info, sums = self._write_parts(key, itertools.chain(head, parts))
         else:
-            info, pieces = self._write_whole(key, head[0])
-        size = sum(entry.frame.size for entry in cutter.entries)
+            info, sums = self._write_whole(key, head)
+        size = sum(entry.size for entry in cutter.entries)
         if info.size != size:
             raise CheckpointIncompleteError(
                 f"the store kept {info.size} of {size} bytes", bucket=self.store.bucket, key=key
             )
-        infos = cutter.storage_infos(name, block_checksums(pieces))
-        return [
-            WriteResult(entry.frame.index, info.length, info)
-            for entry, info in zip(cutter.entries, infos, strict=True)
-        ]
+        with collector_paused():
+            infos = cutter.storage_infos(name, block_checksums(sums))
+            return [
+                WriteResult(entry.index, info.length, info)
+                for entry, info in zip(cutter.entries, infos, strict=True)
+            ]
 
-    def _write_whole(self, key: str, draft: PartDraft) -> tuple[ObjectInfo, _Pieces]:
-        body, pieces = _sealed(draft)
-        return self.transfer.attempt(lambda: self.store.put(key, body.fresh())), pieces
+    def _write_whole(self, key: str, drafts: list[PartDraft]) -> tuple[ObjectInfo, list[Sum]]:
+        if not drafts:
+            return self.transfer.attempt(lambda: self.store.put(key, Body((), 0))), []
+        (draft,) = drafts
+        try:
+            body, sums = _sealed(draft)
+            return self.transfer.attempt(lambda: self.store.put(key, body.fresh())), sums
+        finally:
+            draft.release()
 
-    def _write_parts(
-        self, key: str, drafts: Iterator[PartDraft], part_size: int
-    ) -> tuple[ObjectInfo, _Pieces]:
+    def _write_parts(self, key: str, drafts: Iterator[PartDraft]) -> tuple[ObjectInfo, list[Sum]]:
         upload = self.transfer.attempt(lambda: self.store.start_upload(key))
         try:
             sent = self.transfer.run(
-                drafts, lambda draft: self._send(upload, draft), self._workers(part_size)
+                drafts, lambda draft: self._send(upload, draft), self.options.concurrency
             )
             info = self._finish(upload, [part for part, _ in sent])
         except BaseException as error:
             self._abort(upload, error)
             raise
-        return info, [piece for _, pieces in sent for piece in pieces]
+        return info, [found for _, sums in sent for found in sums]
 
-    def _workers(self, part_size: int) -> int:
-        """As many as the memory setting has room for parts, should all of them be staged."""
-        return max(1, min(self.options.concurrency, self.options.memory // part_size))
-
-    def _send(self, upload: Upload, draft: PartDraft) -> tuple[Part, _Pieces]:
-        body, pieces = _sealed(draft)
-        part = self.transfer.attempt(lambda: self.store.put_part(upload, draft.number, body.fresh()))
-        return part, pieces
+    def _send(self, upload: Upload, draft: PartDraft) -> tuple[Part, list[Sum]]:
+        try:
+            body, sums = _sealed(draft)
+            part = self.transfer.attempt(lambda: self.store.put_part(upload, draft.number, body.fresh()))
+        finally:
+            draft.release()
+        return part, sums
 
     def _finish(self, upload: Upload, parts: list[Part]) -> ObjectInfo:
         """Finish the upload; when an answer was lost, see whether the object is there."""
@@ -136,8 +142,14 @@ class RankWriter:
                 reason.add_note(f"the unfinished upload of {upload.key!r} could not be aborted: {error}")
 
 
-def _sealed(draft: PartDraft) -> tuple[Body, _Pieces]:
-    """The body of a part, with the one pass over its bytes that checksums them."""
-    pieces = [(piece.block, crc32c(piece.view), piece.view.nbytes) for piece in draft.pieces]
-    whole = combine((crc, length) for _, crc, length in pieces)
-    return Body((piece.view for piece in draft.pieces), whole), pieces
+def _sealed(draft: PartDraft) -> tuple[Body, list[Sum]]:
+    whole, sums = draft.seal()
+    return Body((segment.view for segment in draft.segments), whole), sums
+
+
+def _ring(memory: int, part_size: int) -> Ring:
+    """Staging memory of ``memory`` bytes, or of two parts if that is more: fewer could never be filled."""
+    block = min(_STAGE_BLOCK, max(MIB, part_size // 4))
+    # a third on top for what alignment leaves unused, and the block at each end that a neighbour shares
+    least = 2 * -(-4 * part_size // (3 * block)) + 2
+    return Ring(block, max(memory // block, least))

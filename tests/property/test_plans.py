@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dcp_core.format.checksum import BLOCK_SIZE, combine, crc32c, pack, unpack
+from dcp_core.format.checksum import BLOCK_SIZE, crc32c, pack, unpack
 from dcp_core.load.plan import Box, Placement, coalesce, cut_flat, cut_region, flat_range, strides_of
 from dcp_core.save.frame import Frame
-from dcp_core.save.parts import ObjectCutter, block_checksums
+from dcp_core.save.parts import ObjectCutter, PartDraft, Sum, block_checksums
 from dcp_core.save.plan import part_size_for
-from dcp_core.save.stage import row_blocks
+from dcp_core.save.stage import Ring, row_blocks
 from dcp_core.store import Body, Limits
+from dcp_core.transfer import tensor_bytes
 
 Case = tuple[tuple[int, ...], Box]
 
@@ -131,61 +134,82 @@ def _pattern(number: int, size: int) -> bytes:
     return bytes((number * 7 + index) % 256 for index in range(size))
 
 
-def _frame(number: int, header: int, payload: list[int], tail: int) -> Frame:
-    data = [_pattern(number, size) for size in payload]
+def _tensor(number: int, size: int, kind: str) -> tuple[torch.Tensor, bytes]:
+    """A tensor of ``size`` bytes and its bytes."""
+    data = torch.tensor(list(_pattern(number, size)), dtype=torch.uint8)
+    if kind == "strided":
+        return torch.stack([data, data], 1)[:, 0], bytes(data.numpy())
+    return data, bytes(data.numpy())
+
+
+def _frame(number: int, header: int, size: int, tail: int, kind: str) -> tuple[Frame, bytes]:
+    tensor, data = _tensor(number, size, kind)
     index: Any = SimpleNamespace(fqn=str(number))
-    views = iter([memoryview(piece) for piece in data])
-    return Frame(index, b"h" * header, views, sum(payload), b"t" * tail, plain=True)
+    payload = tensor_bytes(tensor) if kind == "dense" else tensor
+    frame = Frame(index, b"h" * header, payload, size, b"t" * tail, plain=True)
+    return frame, b"h" * header + data + b"t" * tail
 
 
 frames = st.lists(
-    st.tuples(st.integers(0, 30), st.lists(st.integers(0, 3000), max_size=3), st.integers(0, 30)), max_size=8
+    st.tuples(
+        st.integers(0, 30), st.integers(0, 6000), st.integers(0, 30), st.sampled_from(["dense", "strided"])
+    ),
+    max_size=8,
 )
 
 
-@settings(max_examples=60)
-@given(frames, st.integers(1, 2500), st.integers(5000, 40_000))
-def test_cut_parts(shapes: list[tuple[int, list[int], int]], part_size: int, capacity: int) -> None:
-    shapes = [shape for shape in shapes if shape[0] + sum(shape[1]) + shape[2] <= capacity]
-    expected = [
-        b"h" * head
-        + b"".join(bytes((n * 7 + i) % 256 for i in range(size)) for size in payload)
-        + b"t" * tail
-        for n, (head, payload, tail) in enumerate(shapes)
-    ]
-    made = iter([_frame(n, *shape) for n, shape in enumerate(shapes)])
-    cutter = ObjectCutter(made, part_size, capacity)
-    parts = list(cutter.parts())
-    data = b"".join(bytes(piece.view) for part in parts for piece in part.pieces)
+def _sealed(parts: Iterator[PartDraft]) -> tuple[list[bytes], list[Sum]]:
+    """Parts as a worker treats them: checked, sent, and their staging memory given back."""
+    data, sums = [], []
+    for number, part in enumerate(parts, 1):
+        crc, found = part.seal()
+        data.append(b"".join(bytes(segment.view) for segment in part.segments))
+        assert part.number == number
+        assert part.size == len(data[-1])
+        assert crc == crc32c(data[-1])
+        sums += found
+        part.release()
+    return data, sums
+
+
+@settings(max_examples=100)
+@given(frames, st.integers(1, 2500), st.integers(5000, 40_000), st.sampled_from([0, 100, 1 << 20]))
+def test_cut_parts(
+    shapes: list[tuple[int, int, int, str]], part_size: int, capacity: int, gathered: int
+) -> None:
+    shapes = [shape for shape in shapes if shape[0] + shape[1] + shape[2] <= capacity]
+    made = [_frame(n, *shape) for n, shape in enumerate(shapes)]
+    # a ring with room for one part and a little: parts are given back before the next one is made
+    ring = Ring(1 << 10, 2 * part_size // (1 << 10) + 4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dcp_core.save.parts.GATHERED", gathered)
+        cutter = ObjectCutter(iter([frame for frame, _ in made]), part_size, capacity, ring)
+        parts, sums = _sealed(cutter.parts())
+    data = b"".join(parts)
     count = len(cutter.entries)
-    assert data == b"".join(expected[:count])
+    assert data == b"".join(expected for _, expected in made[:count])
     assert len(data) <= capacity
-    assert [part.number for part in parts] == list(range(1, len(parts) + 1))
-    assert all(part.size == part_size for part in parts[:-1])
+    assert all(len(part) == part_size for part in parts[:-1])
     assert (cutter.leftover is not None) == (count < len(shapes))
-    sums = block_checksums(
-        (piece.block, crc32c(piece.view), piece.view.nbytes) for part in parts for piece in part.pieces
-    )
+    checksums = block_checksums(sums)
     for number, entry in enumerate(cutter.entries):
-        start = entry.offset + len(entry.frame.header)
-        payload = data[start : start + entry.frame.payload_size]
-        assert data[entry.offset : entry.offset + entry.frame.size] == expected[number]
-        assert sums.get(number, b"") == pack(crc32c(payload) for _ in range(bool(payload)))
+        start = entry.offset + entry.payload_offset
+        payload = data[start : start + entry.payload_size]
+        assert data[entry.offset : entry.offset + entry.size] == made[number][1]
+        assert checksums.get(number, b"") == pack(crc32c(payload) for _ in range(bool(payload)))
+    assert ring.idle
 
 
-def test_block_checksums_over_block_and_part_borders() -> None:
-    payload = bytes(range(256)) * (9 * BLOCK_SIZE // 1024)  # 2.25 blocks
-    index: Any = SimpleNamespace(fqn="x")
-    frame = Frame(index, b"head", iter([memoryview(payload)]), len(payload), b"tail", plain=True)
-    cutter = ObjectCutter(iter([frame]), 300_000, 1 << 30)
-    pieces = [
-        (piece.block, crc32c(piece.view), piece.view.nbytes)
-        for part in cutter.parts()
-        for piece in part.pieces
-    ]
-    blocks = [payload[start : start + BLOCK_SIZE] for start in range(0, len(payload), BLOCK_SIZE)]
-    assert unpack(block_checksums(pieces)[0]) == tuple(crc32c(block) for block in blocks)
-    assert combine((crc, size) for _, crc, size in pieces) == crc32c(b"head" + payload + b"tail")
+@pytest.mark.parametrize("kind", ["dense", "strided"])
+def test_block_checksums_over_block_and_part_borders(kind: str) -> None:
+    size = 9 * BLOCK_SIZE // 4
+    frame, expected = _frame(1, 4, size, 4, kind)
+    cutter = ObjectCutter(iter([frame]), 300_000, 1 << 30, Ring(1 << 18, 8))
+    parts, sums = _sealed(cutter.parts())
+    assert b"".join(parts) == expected
+    payload = expected[4:-4]
+    blocks = [payload[start : start + BLOCK_SIZE] for start in range(0, size, BLOCK_SIZE)]
+    assert unpack(block_checksums(sums)[0]) == tuple(crc32c(block) for block in blocks)
 
 
 @given(st.lists(st.binary(max_size=50), max_size=8), st.integers(-5, 400), st.integers(0, 2))
