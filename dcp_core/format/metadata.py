@@ -81,7 +81,8 @@ def stamp(metadata: Metadata, storage_data: dict[MetadataIndex, StorageInfo], me
 
 def encode_metadata(metadata: Metadata) -> bytes:
     """The bytes of the commit record."""
-    return pickle.dumps(metadata)
+    with collector_paused():
+        return pickle.dumps(metadata)
 
 
 def decode_metadata(data: bytes, *, bucket: str, key: str) -> Metadata:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, StorageMeta
 from torch.distributed.checkpoint.storage import WriteResult
 
+from dcp_core.collector import collector_paused
 from dcp_core.config import SaveOptions
 from dcp_core.errors import (
     CheckpointCorruptError,
@@ -35,7 +36,7 @@ from dcp_core.format.layout import is_data_name
 from dcp_core.format.metadata import decode_metadata, encode_metadata, stamp
 from dcp_core.format.stored import StorageInfo
 from dcp_core.location import Location
-from dcp_core.save.plan import expected_indexes
+from dcp_core.save.plan import missing_items
 from dcp_core.store import Body, Condition, CreateOnly, ObjectInfo, ObjectStore, ReplaceVersion
 from dcp_core.transfer import Transfer
 
@@ -198,12 +199,13 @@ def _collect(
     Raises:
         CheckpointIncompleteError: a planned item was not written.
     """
-    storage_data: dict[MetadataIndex, StorageInfo] = {
-        result.index: result.storage_data for rank_results in results for result in rank_results
-    }
-    missing = expected_indexes(metadata) - storage_data.keys()
+    with collector_paused():
+        storage_data: dict[MetadataIndex, StorageInfo] = {
+            result.index: result.storage_data for rank_results in results for result in rank_results
+        }
+        missing = missing_items(metadata, storage_data)
     if missing:
-        shown = ", ".join(sorted(f"{index.fqn} at {list(index.offset or ())}" for index in missing)[:3])
+        shown = ", ".join(sorted(missing)[:3])
         raise CheckpointIncompleteError(
             f"{location} is not committed: {len(missing)} planned items were not written, such as {shown}"
         )

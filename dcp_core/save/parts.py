@@ -32,12 +32,11 @@ __all__ = ["Check", "Entry", "ObjectCutter", "PartDraft", "Segment", "Sum", "blo
 #: Payloads up to this size are gathered: sending one alone costs more CPU time than copying it.
 GATHERED = 128 * KIB
 
-#: ``(entry number, block number)`` of a checksum block.
-BlockId = tuple[int, int]
-#: ``(block, start, stop)``: bytes of a segment that belong to a block.
-Check = tuple[BlockId, int, int]
-#: ``(block, crc32c, length)`` of one piece of a block.
-Sum = tuple[BlockId, int, int]
+# Flat tuples: one is made for every small item, and the collector stops looking at tuples of numbers.
+#: ``(entry number, block number, start, stop)``: bytes of a segment that belong to a checksum block.
+Check = tuple[int, int, int, int]
+#: ``(entry number, block number, crc32c, length)`` of one piece of a checksum block.
+Sum = tuple[int, int, int, int]
 
 
 class Segment(NamedTuple):
@@ -49,10 +48,12 @@ class Segment(NamedTuple):
     def sums(self) -> tuple[int, list[Sum]]:
         """The CRC32C of the segment and of its pieces; where there is one piece, from one pass."""
         view, checks = self.view, self.checks
-        if len(checks) == 1 and checks[0][2] - checks[0][1] == view.nbytes:
+        if len(checks) == 1 and checks[0][3] - checks[0][2] == view.nbytes:
             whole = crc32c(view)
-            return whole, [(checks[0][0], whole, view.nbytes)]
-        sums = [(block, crc32c(view[start:stop]), stop - start) for block, start, stop in checks]
+            return whole, [(*checks[0][:2], whole, view.nbytes)]
+        sums = [
+            (entry, block, crc32c(view[start:stop]), stop - start) for entry, block, start, stop in checks
+        ]
         return crc32c(view), sums
 
 
@@ -159,6 +160,8 @@ class ObjectCutter:
             raise CheckpointIncompleteError(
                 f"{frame.index.fqn!r} has {payload.nbytes} bytes, not {frame.payload_size}: resized in use?"
             )
+        if self._gather_whole(frame, number):
+            return
         yield from self._gather(frame.header)
         if isinstance(payload, torch.Tensor):
             yield from self._stage(payload, number)
@@ -168,6 +171,30 @@ class ObjectCutter:
             self._end_gathering()
             yield from self._add_payload(payload, number, 0, None)
         yield from self._gather(frame.tail)
+
+    def _gather_whole(self, frame: Frame, number: int) -> bool:
+        """Gather a small frame that fits where gathering stands, which is the case for nearly all of them."""
+        staging, payload, size = self._staging, frame.payload, frame.size
+        start = staging.fill
+        open_bytes = start - self._gathered_from
+        if (
+            isinstance(payload, torch.Tensor)
+            or payload.nbytes > GATHERED
+            or size > min(staging.room, self._part_size - self._part.size - open_bytes)
+        ):
+            return False
+        if staging.block is None:
+            return size == 0
+        view = staging.block.view
+        begin = start + len(frame.header)
+        end = begin + payload.nbytes
+        view[start:begin] = frame.header
+        view[begin:end] = payload
+        view[end : start + size] = frame.tail
+        staging.fill = start + size
+        if payload.nbytes:
+            self._checks.append((number, 0, begin - self._gathered_from, end - self._gathered_from))
+        return True
 
     def _gather(self, data: bytes | memoryview, number: int | None = None) -> Iterator[PartDraft]:
         """Copy bytes behind those gathered before; ``number`` says whose payload they are."""
@@ -188,7 +215,7 @@ class ObjectCutter:
             staging.block.view[start : staging.fill] = data[position : position + count]
             if number is not None:
                 begin = start - self._gathered_from
-                self._checks.append(((number, 0), begin, begin + count))
+                self._checks.append((number, 0, begin, begin + count))
             position += count
 
     def _end_gathering(self) -> None:
@@ -213,7 +240,7 @@ class ObjectCutter:
         if tensor.nbytes <= min(GATHERED, staging.room, self._part_size - self._part.size - open_bytes):
             begin = open_bytes
             staging.copy_bytes(tensor)
-            self._checks.append(((number, 0), begin, begin + tensor.nbytes))
+            self._checks.append((number, 0, begin, begin + tensor.nbytes))
             return
         self._end_gathering()
         for rows in row_blocks(tensor, self._ring.block_size // 4):
@@ -234,7 +261,7 @@ class ObjectCutter:
                 yield self._full_part()
             to_border = BLOCK_SIZE - position % BLOCK_SIZE
             piece = view[: min(to_border, self._part_size - self._part.size)]
-            self._part.add(piece, [((number, position // BLOCK_SIZE), 0, piece.nbytes)], block)
+            self._part.add(piece, [(number, position // BLOCK_SIZE, 0, piece.nbytes)], block)
             position += piece.nbytes
             view = view[piece.nbytes :]
 
@@ -259,14 +286,14 @@ class ObjectCutter:
 def block_checksums(sums: Iterable[Sum]) -> dict[int, bytes]:
     """Packed block checksums by entry number, from sums in the order of the bytes."""
     by_entry: dict[int, list[int]] = {}
-    last: BlockId | None = None
+    last: tuple[int, int] | None = None
     size = 0
-    for block, crc, length in sums:
-        crcs = by_entry.setdefault(block[0], [])
-        if block == last:
+    for entry, block, crc, length in sums:
+        crcs = by_entry.setdefault(entry, [])
+        if last == (entry, block):
             crcs[-1] = combine(((crcs[-1], size), (crc, length)))
             size += length
         else:
             crcs.append(crc)
-            last, size = block, length
+            last, size = (entry, block), length
     return {entry: pack(crcs) for entry, crcs in by_entry.items()}

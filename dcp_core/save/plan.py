@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
+import torch
 from torch.distributed.checkpoint.metadata import (
     Metadata,
     MetadataIndex,
@@ -15,7 +16,7 @@ from torch.distributed.checkpoint.planner import WriteItem
 from dcp_core.config import KIB, MIB
 from dcp_core.store import Limits
 
-__all__ = ["expected_indexes", "part_size_for", "planned_bytes", "write_order"]
+__all__ = ["missing_items", "part_size_for", "planned_bytes", "write_order"]
 
 #: A frame's header and tail, generously.
 _FRAME_OVERHEAD = 4096
@@ -58,12 +59,19 @@ def part_size_for(total: int, wanted: int, limits: Limits) -> int:
     return min(max(wanted, needed, limits.min_part_size), limits.max_part_size)
 
 
-def expected_indexes(metadata: Metadata) -> set[MetadataIndex]:
-    """The index of every item that a whole checkpoint with this metadata has."""
-    expected: set[MetadataIndex] = set()
+def missing_items(metadata: Metadata, written: Iterable[MetadataIndex]) -> list[str]:
+    """Items that a whole checkpoint with this metadata has and ``written`` lacks, for people."""
+    found: dict[str, set[torch.Size | None]] = {}
+    for index in written:
+        found.setdefault(index.fqn, set()).add(index.offset)
+    nothing: set[torch.Size | None] = set()
+    missing: list[str] = []
     for name, entry in metadata.state_dict_metadata.items():
+        offsets = found.get(name, nothing)
         if isinstance(entry, TensorStorageMetadata):
-            expected.update(MetadataIndex(name, chunk.offsets) for chunk in entry.chunks)
-        else:
-            expected.add(MetadataIndex(name))
-    return expected
+            missing += (
+                f"{name} at {list(chunk.offsets)}" for chunk in entry.chunks if chunk.offsets not in offsets
+            )
+        elif None not in offsets:
+            missing.append(name)
+    return missing
