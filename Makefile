@@ -1,5 +1,6 @@
 # make demo   the main job, end to end, on a real object store that runs here
 # make test   lint, types, and every test but the long sweeps
+# make bench  CPU, time, memory and bytes beside other systems; writes docs/benchmarks.md
 # Each needs nothing but Python 3.10 or later, and installs what it needs into .venv and .servers.
 
 # the development pin of torch has a CPU build for 3.11
@@ -7,7 +8,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all lint bench clean
 
 demo: $(READY)
 	$(BIN)/python docs/demo/run.py
@@ -17,6 +18,10 @@ test: lint
 
 test-all: lint
 	$(BIN)/python -m pytest
+
+# beside its peers, about 25 minutes; nothing else should run meanwhile. SCENARIOS="plain tls" runs some
+bench: $(READY)
+	$(BIN)/python tests/benchmarks/run.py $(SCENARIOS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

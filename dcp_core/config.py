@@ -22,8 +22,8 @@ class TransferOptions:
 
     Attributes:
         concurrency: requests in flight at most, for this rank. 8 suits 8 ranks on a node.
-        memory: bytes of buffers of ours in flight at most, for this rank; tensors sent from or received
-            into their own memory need none.
+        memory: bytes of buffers of ours in flight at most, for this rank, but never less than two parts or
+            one request's pieces; tensors sent from or received into their own memory need none.
         attempts: tries of one request before its error is final.
         deadline: seconds for the whole save or load; ``None`` is no limit.
     """
@@ -42,8 +42,9 @@ class SaveOptions(TransferOptions):
     """Options of every writer.
 
     Attributes:
-        part_size: bytes of one part of a multipart upload; grows by itself where an object would need
-            more parts than the store allows. Objects up to this size go in one request.
+        part_size: bytes of one part of a multipart upload, about: parts come out even over the connections,
+            and grow where an object would need more of them than the store allows. Objects up to 16 MiB go
+            in one request.
         overwrite: replace a committed checkpoint at the same URL. ``False`` refuses before any upload.
         conditional_commit: commit with a conditional write, so that of two concurrent saves to one URL one
             wins and the other gets a ``ConflictError``. Switch off only for stores without conditional
@@ -64,7 +65,7 @@ class LoadOptions(TransferOptions):
     """Options of every reader.
 
     Attributes:
-        request_size: bytes of one range request at most.
+        request_size: bytes of one range request, about; fewer where the connections would not be busy.
         gap: unneeded bytes between two needed ranges that are read through rather than skipped with
             another request.
         verify: check the recorded checksums of all whole blocks that are read.

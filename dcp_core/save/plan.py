@@ -20,6 +20,9 @@ __all__ = ["missing_items", "part_size_for", "planned_bytes", "write_order"]
 
 #: A frame's header and tail, generously.
 _FRAME_OVERHEAD = 4096
+#: Parts below this size cost more in round trips than they win in parallelism.
+_SMALLEST_PART = 16 * MIB
+_PAGE = 64 * KIB
 #: Items planned with less come first in an object.
 _SMALL = 64 * KIB
 
@@ -46,17 +49,26 @@ def write_order(items: Sequence[WriteItem]) -> list[WriteItem]:
     return sorted(items, key=lambda item: planned_bytes((item,)) >= _SMALL)
 
 
-def part_size_for(total: int, wanted: int, limits: Limits) -> int:
-    """Part size such that an object of ``total`` bytes needs at most half of the parts allowed.
+def part_size_for(total: int, wanted: int, limits: Limits, concurrency: int = 1) -> int:
+    """Part size near ``wanted`` for an object of ``total`` bytes.
 
-    The other half is for what the plan does not know. All parts but the last have this size: some stores
-    insist on it.
+    The object needs at most half of the parts allowed: the other half is for what the plan does not know.
+    The parts fill rounds of ``concurrency`` uploads: with one part too many, all other connections would
+    wait for the last one. All parts but the last have this size: some stores insist on it.
     """
     largest_object = min(total, limits.max_object_size)
+    rounds = max(1, round(largest_object / (wanted * concurrency)))
+    even = _whole_pages(-(-largest_object // (rounds * concurrency)))
+    # small objects are not cut small for the sake of it
+    wanted = max(even, min(wanted, _SMALLEST_PART))
     needed = -(-largest_object // max(1, limits.max_parts // 2))
     if needed > wanted:
         needed = -(-needed // MIB) * MIB
     return min(max(wanted, needed, limits.min_part_size), limits.max_part_size)
+
+
+def _whole_pages(size: int) -> int:
+    return -(-size // _PAGE) * _PAGE
 
 
 def missing_items(metadata: Metadata, written: Iterable[MetadataIndex]) -> list[str]:

@@ -47,9 +47,10 @@ class RankWriter:
     def write(self, plan: SavePlan, planner: SavePlanner) -> list[WriteResult]:
         """Upload all items of ``plan``; results in the order of writing."""
         limits = self.store.limits
-        part_size = part_size_for(planned_bytes(plan.items), self.options.part_size, limits)
+        options = self.options
+        part_size = part_size_for(planned_bytes(plan.items), options.part_size, limits, options.concurrency)
         capacity = min(part_size * limits.max_parts, limits.max_object_size)
-        ring = _ring(self.options.memory, part_size)
+        ring = _ring(options.memory, part_size)
         frames: Iterator[Frame] = (frame_item(item, planner) for item in write_order(plan.items))
         results: list[WriteResult] = []
         for number in itertools.count():

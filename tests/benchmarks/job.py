@@ -56,6 +56,13 @@ def sharded(tensors: dict[str, torch.Tensor], dim: int) -> dict[str, Any]:
     return parts
 
 
+def local(value: Any) -> torch.Tensor:
+    """What this rank has of a tensor."""
+    from torch.distributed.tensor import DTensor
+
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
 def dcp_cloud(url: str, options: dict[str, Any]) -> tuple[Callable[[], Any], Callable[[], Any]]:
     from dcp_core import CloudStorageReader, CloudStorageWriter
 
@@ -110,11 +117,10 @@ SYSTEMS = {
 }
 
 
-def cpu() -> float:
-    return sum(
-        usage.ru_utime + usage.ru_stime
-        for usage in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    )
+def cpu() -> tuple[float, float]:
+    """User and system seconds of this process and its children."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime for usage in usages), sum(usage.ru_stime for usage in usages)
 
 
 def resident(field: str) -> int:
@@ -128,10 +134,12 @@ def resident(field: str) -> int:
 def measured(operation: Callable[[], Any]) -> dict[str, float]:
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-    started, spent = time.perf_counter(), cpu()
+    started, (user, system) = time.perf_counter(), cpu()
     operation()
-    spent, wall = cpu() - spent, time.perf_counter() - started
-    return {"cpu": spent, "wall": wall, "extra_rss": max(0, resident("VmHWM") - before)}
+    wall, (user_after, system_after) = time.perf_counter() - started, cpu()
+    user, system = user_after - user, system_after - system
+    extra = max(0, resident("VmHWM") - before)
+    return {"cpu": user + system, "user": user, "wall": wall, "extra_rss": extra}
 
 
 def main() -> None:
@@ -150,9 +158,7 @@ def main() -> None:
         state.update(build(own, blank=loading))
     if job.get("shard_dim") is not None:
         state = sharded(state, job["shard_dim"])
-    placed = sum(
-        (value.to_local() if world > 1 and not job.get("own") else value).nbytes for value in state.values()
-    )
+    placed = sum(local(value).nbytes for value in state.values())
     if world > 1:
         dist.barrier()
     if loading:

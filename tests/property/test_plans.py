@@ -105,12 +105,31 @@ def test_coalesced_requests(wanted: list[Placement], size: int, gap: int) -> Non
             assert step.stop == max(p.stop for p in step.placements)
             position = step.stop
         assert position == request.stop
-        # only a stretch of overlaps, which is received once for all, may exceed the size
-        assert request.stop - request.start <= size or any(
-            len(step.placements) > 1 or step.stop - step.start > size for step in request.steps
-        )
+        # the last placement begins before the request is full, or overlaps one that does
+        full = sum(step.stop - step.start for step in request.steps[:-1])
+        assert full < size
     needed = {("a", b) for p in wanted if p.name == "a" for b in range(p.start, p.stop)}
     assert len(asked["a"]) - len(needed) <= gap * sum(len(r.steps) for r in requests)
+
+
+@given(st.integers(1, 400), st.integers(1, 50), st.integers(1, 2000), st.integers(0, 3))
+def test_no_request_too_many(count: int, length: int, size: int, gap: int) -> None:
+    """Bytes that lie together take as many requests as their size says, whatever the pieces' size."""
+    pieces = [Placement("a", n * (length + gap), n * (length + gap) + length, n) for n in range(count)]
+    requests = coalesce(pieces, size, gap)
+    assert len(requests) <= -(-count * length // size)
+    placed = [sum(p.stop - p.start for s in r.steps for p in s.placements) for r in requests]
+    assert all(one < size + length for one in placed)
+
+
+@given(st.integers(1, 4 << 30), st.integers(1, 64), st.integers(1 << 20, 128 << 20))
+def test_parts_come_out_in_whole_rounds(total: int, concurrency: int, wanted: int) -> None:
+    size = part_size_for(total, wanted, LIMITS, concurrency)
+    rounds = -(-total // size) / concurrency
+    smallest = 16 << 20
+    if size > max(smallest, LIMITS.min_part_size):
+        assert rounds <= max(1, round(total / (wanted * concurrency)))
+    assert size <= max(smallest, LIMITS.min_part_size, 3 * wanted // 2 + (1 << 16))
 
 
 LIMITS = Limits(5 << 20, 5 << 30, 10_000, 5 << 40, 5 << 30)
@@ -120,7 +139,7 @@ LIMITS = Limits(5 << 20, 5 << 30, 10_000, 5 << 40, 5 << 30)
 def test_part_sizes(total: int, wanted: int) -> None:
     size = part_size_for(total, wanted, LIMITS)
     assert LIMITS.min_part_size <= size <= LIMITS.max_part_size
-    assert size >= min(wanted, LIMITS.max_part_size)
+    assert size >= min(wanted, 16 << 20)
     assert size * LIMITS.max_parts >= min(total, LIMITS.max_object_size)
 
 
