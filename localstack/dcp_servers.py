@@ -5,7 +5,8 @@
     python localstack/dcp_servers.py install
     python localstack/dcp_servers.py run seaweedfs --bucket demo
 
-One module a cloud has its servers (``dcp_s3_servers.py``); ``dcp_server.py`` runs any of them.
+One module a cloud has its servers (``dcp_s3_servers.py``, ``dcp_azure_servers.py``); ``dcp_server.py``
+runs any of them.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ import contextlib
 import signal
 from collections.abc import Iterator, Sequence
 
+from dcp_azure_servers import Azurite
 from dcp_s3_servers import LocalStack, SeaweedFS
 from dcp_server import Server, install
 
-SERVERS: dict[str, type[Server]] = {server.name: server for server in (SeaweedFS, LocalStack)}
+SERVERS: dict[str, type[Server]] = {server.name: server for server in (SeaweedFS, LocalStack, Azurite)}
 
 
 @contextlib.contextmanager

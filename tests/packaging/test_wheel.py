@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = {"dcp_core", "dcp_s3"}
+PACKAGES = {"dcp_core", "dcp_s3", "dcp_azure"}
 
 
 def run(*command: str, cwd: Path = ROOT, code: int = 0) -> str:
