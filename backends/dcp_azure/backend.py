@@ -50,6 +50,10 @@ class AzureBackend:
             raise InvalidLocationError(
                 f"{url!r} has a '.' or '..' in its prefix, which HTTP clients and servers resolve away"
             )
+        if "\\" in location.prefix:
+            raise InvalidLocationError(
+                f"{url!r} has a backslash in its prefix, which Azure turns into a slash"
+            )
         return location
 
     def open(self, location: Location, options: AzureOptions, *, concurrency: int) -> ObjectStore:

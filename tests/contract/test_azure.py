@@ -21,7 +21,8 @@ def open_azure(name: str) -> ObjectStore:
 
 
 class TestAzurite(StoreContract):
-    odd_keys = (*ODD_KEYS, "a//b", "/leading", "trailing/")
+    # "\\" becomes "/"; URLs with one are refused
+    odd_keys = (*(key for key in ODD_KEYS if "\\" not in key), "a//b", "/leading", "trailing/")
 
     @pytest.fixture
     def raw(self, azure_bucket: AzureBucket) -> RawBucket:
