@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
-from azure.core.credentials import AzureSasCredential
+from azure.core.credentials import AzureNamedKeyCredential, AzureSasCredential
 from azure.storage.blob import BlobServiceClient
 
 from dcp_azure.options import AzureOptions
@@ -30,16 +30,8 @@ class Account:
     """A blob endpoint and what to authenticate with: anything the SDK takes, or ``None`` for nothing."""
 
     endpoint: str
+    name: str
     credential: Any = None
-
-    @property
-    def name(self) -> str:
-        """The account's name: the first label of the host; for a host without names, of the path."""
-        url = urlsplit(self.endpoint)
-        host = url.hostname or ""
-        if host == "localhost" or host.replace(".", "").isdigit():
-            return url.path.strip("/").partition("/")[0]
-        return host.partition(".")[0]
 
 
 def find_account(options: AzureOptions, named: str | None) -> Account:
@@ -49,20 +41,21 @@ def find_account(options: AzureOptions, named: str | None) -> Account:
         ConfigurationError: no account is named, or two.
         MissingExtraError: azure-identity is needed and not installed.
     """
-    if named is not None and options.account_url is None and options.account is not None:
-        raise ConfigurationError("the URL names the account: leave account= out, or use an az:// URL")
-    endpoint = options.account_url or named or _public(options.account)
+    if named is not None and options.account not in (None, _name(named)):
+        raise ConfigurationError(f"the URL names the account {_name(named)!r}, account= {options.account!r}")
     held = _held(options)
-    found = _chosen(endpoint, held, explicit=options.connection_string is not None)
+    found = _chosen(named or _public(options.account), held, options)
     if options.anonymous:
         return replace(found, credential=None)
-    credential = _given(options)
+    credential = _given(options, found.name)
     if credential is None and held is not None and held.name == found.name:
         credential = held.credential
     return replace(found, credential=_default_credential() if credential is None else credential)
 
 
-def _chosen(endpoint: str | None, held: Account | None, *, explicit: bool) -> Account:
+def _chosen(named: str | None, held: Account | None, options: AzureOptions) -> Account:
+    """The account, without its credentials."""
+    endpoint = options.account_url or named
     if endpoint is None:
         if held is None:
             raise ConfigurationError(
@@ -70,13 +63,24 @@ def _chosen(endpoint: str | None, held: Account | None, *, explicit: bool) -> Ac
                 "AZURE_STORAGE_ACCOUNT, or use abfss://container@account.dfs.core.windows.net/prefix"
             )
         return held
-    wanted = Account(endpoint)
-    if explicit and held is not None and held.name != wanted.name:
+    wanted = Account(endpoint, options.account or _name(endpoint))
+    if held is None:
+        return wanted
+    if options.connection_string is not None and held.name != wanted.name:
         raise ConfigurationError(
             f"the connection string is for the account {held.name!r}, not for {wanted.name!r}"
         )
-    # a connection string knows better where its account is: private endpoints, emulators
-    return held if held is not None and held.name == wanted.name else wanted
+    # of an account that is only named, a connection string knows where it is: private endpoints, emulators
+    return held if options.account_url is None and held.name == wanted.name else wanted
+
+
+def _name(endpoint: str) -> str:
+    """The account's name: the first label of the host; for a host without names, of the path."""
+    url = urlsplit(endpoint)
+    host = url.hostname or ""
+    if host == "localhost" or host.replace(".", "").isdigit():
+        return url.path.strip("/").partition("/")[0]
+    return host.partition(".")[0]
 
 
 def _public(name: str | None) -> str | None:
@@ -93,7 +97,8 @@ def _held(options: AzureOptions) -> Account | None:
         return None
     sas = os.environ.get("AZURE_STORAGE_SAS_TOKEN")
     key = os.environ.get("AZURE_STORAGE_KEY")
-    return Account(endpoint, key or (_sas(sas) if sas else None))
+    name = _name(endpoint)
+    return Account(endpoint, name, AzureNamedKeyCredential(name, key) if key else _sas(sas) if sas else None)
 
 
 def _from_connection_string(text: str) -> Account:
@@ -105,13 +110,16 @@ def _from_connection_string(text: str) -> Account:
         ) from error
     with service:
         endpoint, _, query = service.primary_endpoint.partition("?")
-        return Account(endpoint.rstrip("/"), _sas(query) if query else service.credential)
+        name = service.account_name or _name(endpoint)
+        return Account(endpoint.rstrip("/"), name, _sas(query) if query else service.credential)
 
 
-def _given(options: AzureOptions) -> Any:
+def _given(options: AzureOptions, name: str) -> Any:
     if options.sas_token is not None:
         return _sas(options.sas_token)
-    return options.account_key if options.account_key is not None else options.credential
+    if options.account_key is not None:
+        return AzureNamedKeyCredential(name, options.account_key)
+    return options.credential
 
 
 def _sas(token: str) -> AzureSasCredential:

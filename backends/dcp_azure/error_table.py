@@ -63,7 +63,8 @@ _CODES: dict[str, tuple[_Kind, str]] = {
     "PublicAccessNotPermitted": (PermissionDeniedError, "the account allows no anonymous access"),
     "AuthorizationFailure": (
         PermissionDeniedError,
-        "the account refuses the request: its network rules or the credentials' permissions do not allow it",
+        "the account refuses the request: the credentials (account key, SAS, login) do not fit it or have "
+        "expired, or its network rules do not allow it",
     ),
     "AuthorizationPermissionMismatch": (PermissionDeniedError, _PERMISSION),
     "AuthorizationProtocolMismatch": (PermissionDeniedError, "the SAS allows HTTPS only"),
@@ -100,6 +101,7 @@ _CODES: dict[str, tuple[_Kind, str]] = {
     "InvalidBlobOrBlock": (ConflictError, "the name has unfinished blocks of another tool"),
     "APINotImplemented": (UnsupportedError, "the store does not implement this request"),
     "UnsupportedHeader": (UnsupportedError, "the account does not support an option of this request"),
+    "FeatureNotSupported": (UnsupportedError, "the store does not support an option of this request"),
     "FeatureVersionMismatch": (UnsupportedError, "the account does not support this request"),
     "Md5Mismatch": (TransientError, "the bytes changed on their way to the store"),
     "Crc64Mismatch": (TransientError, "the bytes changed on their way to the store"),

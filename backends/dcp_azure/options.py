@@ -24,7 +24,7 @@ class AzureOptions:
     from there or from ``DefaultAzureCredential``. Variables count for the account they belong to only.
 
     Attributes:
-        account: name of the storage account, in Azure's public cloud.
+        account: name of the storage account, in Azure's public cloud unless ``account_url`` says otherwise.
         account_url: blob endpoint, for other clouds, private endpoints and emulators.
         connection_string: endpoint and credentials in one.
         account_key: shared key of the account; never shown.
@@ -62,8 +62,6 @@ class AzureOptions:
 
     def __post_init__(self) -> None:
         self._check_credentials()
-        if self.account is not None and self.account_url is not None:
-            raise ConfigurationError("account and account_url both name the account: give one")
         if self.account_url is not None and "?" in self.account_url:
             raise ConfigurationError("account_url has a query: pass a SAS as sas_token")
         # Archive too is a tier, but its blobs cannot be read, the commit record among them
