@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import shlex
 import signal
 from collections.abc import Iterator, Sequence
 
@@ -48,7 +49,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with running(arguments.server, arguments.bucket) as server:
         for name, value in server.environment().items():
-            print(f"export {name}={value}")
+            print(f"export {name}={shlex.quote(value)}")
         print("# Ctrl-C ends it", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             signal.pause()
