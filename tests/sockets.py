@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+from collections.abc import Callable
 
 __all__ = ["Listener", "answering"]
 
@@ -17,7 +18,14 @@ class Listener:
         self._upstream = port
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.port = self._socket.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._open: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
+        self._start(self._accept)
+
+    def _start(self, work: Callable[..., None], *arguments: socket.socket) -> None:
+        thread = threading.Thread(target=work, args=arguments, daemon=True)
+        self._threads.append(thread)
+        thread.start()
 
     def _accept(self) -> None:
         while True:
@@ -27,8 +35,9 @@ class Listener:
                 return
             self.accepted += 1
             server = socket.create_connection(("127.0.0.1", self._upstream))
-            for source, sink in ((client, server), (server, client)):
-                threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+            self._open += [client, server]
+            self._start(self._pump, client, server)
+            self._start(self._pump, server, client)
 
     @staticmethod
     def _pump(source: socket.socket, sink: socket.socket) -> None:
@@ -38,8 +47,16 @@ class Listener:
             sink.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
+        """End all connections; nothing of them is left for a later test."""
         self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
+        self._threads[0].join()
+        for one in self._open:
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
+        for one in (self._socket, *self._open):
+            one.close()
 
 
 def answering(answer: bytes) -> tuple[int, socket.socket]:

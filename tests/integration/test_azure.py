@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import pytest
 import scenarios
@@ -200,7 +201,6 @@ def _public(reader: Any) -> Any:
 # --- connections
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # the listener's own sockets
 def test_connections_are_used_again(azure_bucket: AzureBucket) -> None:
     azure_bucket.write("key", pattern(MIB))
     listener = Listener(azure_bucket.server.port)
@@ -214,7 +214,6 @@ def test_connections_are_used_again(azure_bucket: AzureBucket) -> None:
         assert listener.accepted == 1
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_as_many_connections_as_requests_at_a_time(azure_bucket: AzureBucket) -> None:
     """More than the ten that the SDK's own session keeps."""
     azure_bucket.write("key", pattern(MIB))
@@ -443,3 +442,25 @@ def test_unfinished_blocks_of_other_tools(azure_bucket: AzureBucket) -> None:
         store.abort_upload(Upload("run/empty", ""))
     assert azure_bucket.uploads() == []
     assert azure_bucket.keys() == ["run/empty"]
+
+
+def test_listings_ask_for_nothing_that_is_gone(azure_bucket: AzureBucket, proxy: FaultProxy) -> None:
+    """The emulator has no soft delete and no versions; Azure lists them only when they are asked for."""
+    with contextlib.closing(AzureStore(azure_bucket.name, AzureOptions())) as store:
+        list(store.list("run/"))
+        list(store.list_uploads("run/"))
+    asked = [dict(parse_qsl(seen.query))["include"] for seen in proxy.requests]
+    assert asked == ["metadata", "metadata,uncommittedblobs"]
+
+
+@pytest.mark.parametrize("towards", ["azure", "seaweedfs"])
+def test_a_copy_from_another_cloud_loads(request: pytest.FixtureRequest, towards: str) -> None:
+    buckets = {name: request.getfixturevalue(f"{name}_bucket") for name in ("azure", "seaweedfs")}
+    target, (source,) = buckets.pop(towards), buckets.values()
+    state = {"large": scenarios.noise(1, (3, 512, 512)), "small": scenarios.noise(2, (3,))}
+    dcp.save(state, storage_writer=CloudStorageWriter(f"{source.url}/run", part_size=5 * MIB))
+    for key in source.keys():
+        target.write(key.replace("run/", "copied/"), source.read(key))
+    loaded = scenarios.blanked(state)
+    dcp.load(loaded, storage_reader=CloudStorageReader(f"{target.url}/copied"))
+    scenarios.assert_same(loaded, state)
