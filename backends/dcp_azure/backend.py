@@ -15,8 +15,10 @@ __all__ = ["AzureBackend"]
 
 #: https://learn.microsoft.com/rest/api/storageservices/naming-and-referencing-containers--blobs--and-metadata
 _CONTAINER = re.compile(r"(?=.{3,63}\Z)[a-z0-9]+(?:-[a-z0-9]+)*")
+#: Hosts of Azure's clouds only: a login's token goes to the host that the URL names.
 _ACCOUNT_HOST = re.compile(
-    r"(?P<account>[a-z0-9]{3,24})(?P<zone>\.z\d+)?\.(?:dfs|blob)\.(?P<suffix>[a-z0-9.-]+)"
+    r"(?P<account>[a-z0-9]{3,24}(?:\.z\d+)?)\.(?:dfs|blob)"
+    r"\.(?P<cloud>core\.windows\.net|core\.usgovcloudapi\.net|core\.chinacloudapi\.cn|storage\.azure\.net)"
 )
 #: A name has at most 1,024 characters; the longest of ours takes 56 of them.
 _LONGEST_PREFIX = 960
@@ -80,6 +82,7 @@ def _split(location: Location) -> tuple[str, str | None]:
     if match is None:
         raise InvalidLocationError(
             f"{location.url!r} names no storage account: expected "
-            f"{location.scheme}://container@account.dfs.core.windows.net/prefix"
+            f"{location.scheme}://container@account.dfs.core.windows.net/prefix; for other hosts, "
+            "az://container/prefix with account_url="
         )
-    return container, f"https://{match['account']}{match['zone'] or ''}.blob.{match['suffix']}"
+    return container, f"https://{match['account']}.blob.{match['cloud']}"

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
 
 from dcp_azure.account import find_account
 from dcp_azure.blocks import MAX_BLOCKS, block_id, block_list, new_upload_id, started_at, upload_ids
@@ -297,7 +297,9 @@ def _encryption_key(options: AzureOptions) -> dict[str, str]:
 
 
 def _refuse_clear_text(endpoint: str, options: AzureOptions) -> None:
-    if options.encryption_key is not None and not endpoint.startswith(("https://", "http://127.0.0.1")):
+    url = urlsplit(endpoint)
+    safe = url.scheme == "https" or url.hostname in ("127.0.0.1", "localhost")
+    if options.encryption_key is not None and not safe:
         raise ConfigurationError("encryption_key would be sent in clear text: use an https:// endpoint")
 
 

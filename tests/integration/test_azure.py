@@ -124,7 +124,8 @@ def test_encryption_scope_is_sent(azure_bucket: AzureBucket, proxy: FaultProxy) 
 def test_keys_are_not_sent_in_clear_text() -> None:
     with pytest.raises(ConfigurationError, match="clear text"):
         AzureStore(
-            "bucket", AzureOptions(encryption_key=KEY, account_url="http://example.com/x", account_key=KEY)
+            "bucket",
+            AzureOptions(encryption_key=KEY, account_url="http://127.0.0.1.example.com/x", account_key=KEY),
         )
 
 

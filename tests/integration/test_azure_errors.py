@@ -72,7 +72,7 @@ def error_of(kind: type[BaseException], work: Callable[[], None], *words: str) -
         *("az:/bucket/key", "az://", "az:///key", "az://ab/x", "az://Upper/x", "az://two--hyphens/x"),
         *("az://-start/x", "az://under_score/x", f"az://{'a' * 64}/x", "az://bucket/../x", "az://bucket/a/./b"),
         *("az://bucket/back\\slash", f"az://bucket/{'p' * 961}", "az://bucket@account.blob.core.windows.net/x"),
-        *("abfss://bucket/x", "abfs://bucket@account/x", "abfss://bucket@UPPER.dfs.core.windows.net/x"),
+        *("abfss://bucket/x", "abfs://bucket@account/x", "abfss://bucket@UPPER.dfs.core.windows.net/x", "abfss://bucket@account.dfs.example.com/x"),
         *("abfss://@account.dfs.core.windows.net/x", "abfss://Bad@account.dfs.core.windows.net/x"),
     ],
 )  # fmt: skip
