@@ -67,8 +67,8 @@ class AzureBackend:
 def _split(location: Location) -> tuple[str, str | None]:
     """The container, and the blob endpoint where the URL names the account.
 
-    Data Lake accounts serve their blobs at ``account.blob.…`` too, with the conditions and block lists that
-    the commit needs and the ``dfs`` endpoint lacks.
+    Data Lake accounts serve their blobs at ``account.blob.…`` too, with the block lists that uploads need and
+    the ``dfs`` endpoint lacks.
     """
     container, at, host = location.bucket.partition("@")
     if location.scheme == "az":
