@@ -465,3 +465,18 @@ def test_a_copy_from_another_cloud_loads(request: pytest.FixtureRequest, towards
     loaded = scenarios.blanked(state)
     dcp.load(loaded, storage_reader=CloudStorageReader(f"{target.url}/copied"))
     scenarios.assert_same(loaded, state)
+
+
+def test_a_partial_load_fetches_only_its_part(azure_bucket: AzureBucket, proxy: FaultProxy) -> None:
+    url = f"{azure_bucket.url}/run"
+    state = save(url)
+    proxy.clear()
+    load(url, {"small": state["small"]})
+    data = [seen for seen in proxy.requests if seen.path.endswith(".distcp")]
+    assert {seen.method for seen in data} == {"GET"}
+    assert 12 <= sum(seen.bytes_out for seen in data) < 70_000
+    assert all("x-ms-range" in seen.headers for seen in data)
+    proxy.clear()
+    load(url, state)
+    fetched = sum(seen.bytes_out for seen in proxy.requests if seen.path.endswith(".distcp"))
+    assert 3 * MIB <= fetched < 3 * MIB + 70_000
