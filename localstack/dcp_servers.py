@@ -5,20 +5,23 @@
     python localstack/dcp_servers.py install
     python localstack/dcp_servers.py run seaweedfs --bucket demo
 
-One module a cloud has its servers (``dcp_s3_servers.py``); ``dcp_server.py`` runs any of them.
+One module a cloud has its servers (``dcp_s3_servers.py``, ``dcp_azure_servers.py``); ``dcp_server.py``
+runs any of them.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import shlex
 import signal
 from collections.abc import Iterator, Sequence
 
+from dcp_azure_servers import Azurite
 from dcp_s3_servers import LocalStack, SeaweedFS
 from dcp_server import Server, install
 
-SERVERS: dict[str, type[Server]] = {server.name: server for server in (SeaweedFS, LocalStack)}
+SERVERS: dict[str, type[Server]] = {server.name: server for server in (SeaweedFS, LocalStack, Azurite)}
 
 
 @contextlib.contextmanager
@@ -46,7 +49,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with running(arguments.server, arguments.bucket) as server:
         for name, value in server.environment().items():
-            print(f"export {name}={value}")
+            print(f"export {name}={shlex.quote(value)}")
         print("# Ctrl-C ends it", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             signal.pause()

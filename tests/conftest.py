@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from azure_bucket import AzureBucket
+from azure_bucket import new_bucket as new_azure_bucket
+from dcp_azure_servers import Azurite
 from dcp_fault_proxy import FaultProxy
 from dcp_s3_servers import LocalStack, S3Server, SeaweedFS
 from ranks import Ranks
@@ -53,6 +56,16 @@ class Bucket:
 
     def write(self, key: str, data: bytes) -> None:
         self.client.put_object(Bucket=self.name, Key=key, Body=data)
+
+    def delete(self, key: str) -> None:
+        self.client.delete_object(Bucket=self.name, Key=key)
+
+    def start_upload(self, key: str) -> None:
+        self.client.create_multipart_upload(Bucket=self.name, Key=key)
+
+    def environment_at(self, endpoint: str) -> dict[str, str]:
+        """Variables that lead to the server through a proxy."""
+        return {**self.environment, "AWS_ENDPOINT_URL": endpoint}
 
     def remove(self) -> None:
         """Delete the bucket and all in it: a session makes hundreds, and a store has limits."""
@@ -101,10 +114,28 @@ def localstack_bucket(localstack: LocalStack, monkeypatch: pytest.MonkeyPatch) -
     yield from _bucket(localstack, monkeypatch)
 
 
+@pytest.fixture(scope="session")
+def azurite() -> Iterator[Azurite]:
+    with Azurite() as server:
+        yield server
+
+
+@pytest.fixture
+def azure_bucket(azurite: Azurite, monkeypatch: pytest.MonkeyPatch) -> Iterator[AzureBucket]:
+    """A new container on Azurite; the environment's Azure variables lead to it."""
+    yield from new_azure_bucket(azurite, monkeypatch)
+
+
 @pytest.fixture(params=["seaweedfs", "localstack"])
-def bucket(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
-    """A new bucket on each server in turn."""
-    yield from _bucket(request.getfixturevalue(request.param), monkeypatch)
+def s3_bucket(request: pytest.FixtureRequest) -> Bucket:
+    """A new bucket on each S3 server in turn."""
+    return request.getfixturevalue(f"{request.param}_bucket")
+
+
+@pytest.fixture(params=["seaweedfs", "localstack", "azure"])
+def bucket(request: pytest.FixtureRequest) -> Bucket:
+    """A new bucket on each server of each cloud in turn."""
+    return request.getfixturevalue(f"{request.param}_bucket")
 
 
 @pytest.fixture

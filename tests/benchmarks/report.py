@@ -22,8 +22,8 @@ _HEAD = """# Benchmarks
 
 Made by `make bench` (`tests/benchmarks/`); edits are overwritten. Read the ratios within one table: they
 carry over to other machines, seconds do not. CPU is the client's, user and system, in seconds for each GiB of
-the state; with least and most of all runs. Every run is a process of its own, runs of the systems alternate, the
-same operation on something small comes before each, and every round has a new server on the same machine
+the state; with least and most of all runs. Every run is a process of its own, runs of the systems alternate,
+the same operation on something small comes before each, and every round has a new server on the same machine
 (SeaweedFS on loopback). Checksums are on. All systems use 4 threads, except where it says otherwise.
 """
 

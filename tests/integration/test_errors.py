@@ -101,11 +101,11 @@ def test_impossible_options(options: dict[str, Any]) -> None:
         CloudStorageWriter("s3://bucket/x", **options)
 
 
-def test_missing_bucket(bucket: Bucket) -> None:
+def test_missing_bucket(s3_bucket: Bucket) -> None:
     for work in (save, load):
         error = error_of(BucketNotFoundError, lambda w=work: w("s3://no-such-bucket-here/x"))
         assert "no-such-bucket-here" in str(error)
-    assert "no-such-bucket-here" not in [b["Name"] for b in bucket.client.list_buckets()["Buckets"]]
+    assert "no-such-bucket-here" not in [b["Name"] for b in s3_bucket.client.list_buckets()["Buckets"]]
 
 
 def test_no_credentials(seaweedfs_bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,7 +191,7 @@ def _data_key(bucket: Bucket) -> str:
 def test_missing_data_object(bucket: Bucket) -> None:
     save(f"{bucket.url}/run")
     key = _data_key(bucket)
-    bucket.client.delete_object(Bucket=bucket.name, Key=key)
+    bucket.delete(key)
     error_of(CheckpointCorruptError, lambda: load(f"{bucket.url}/run"), key, "does not exist", "rank 0")
 
 

@@ -61,42 +61,46 @@ def named(pid: int) -> list[Path]:
     return [path for path in found if re.search(rf"\b{pid}\b", path.name)]
 
 
-def test_conditional_writes(bucket: Bucket) -> None:
-    put = bucket.client.put_object
-    first = put(Bucket=bucket.name, Key="k", Body=b"1", IfNoneMatch="*")
-    assert status_of(put, Bucket=bucket.name, Key="k", Body=b"2", IfNoneMatch="*") == 412
-    second = put(Bucket=bucket.name, Key="k", Body=b"3", IfMatch=first["ETag"])
-    assert status_of(put, Bucket=bucket.name, Key="k", Body=b"4", IfMatch=first["ETag"]) == 412
-    assert bucket.read("k") == b"3"
+def test_conditional_writes(s3_bucket: Bucket) -> None:
+    put = s3_bucket.client.put_object
+    first = put(Bucket=s3_bucket.name, Key="k", Body=b"1", IfNoneMatch="*")
+    assert status_of(put, Bucket=s3_bucket.name, Key="k", Body=b"2", IfNoneMatch="*") == 412
+    second = put(Bucket=s3_bucket.name, Key="k", Body=b"3", IfMatch=first["ETag"])
+    assert status_of(put, Bucket=s3_bucket.name, Key="k", Body=b"4", IfMatch=first["ETag"]) == 412
+    assert s3_bucket.read("k") == b"3"
     assert second["ETag"] != first["ETag"]
-    assert status_of(bucket.client.get_object, Bucket=bucket.name, Key="k", IfMatch=first["ETag"]) == 412
+    assert (
+        status_of(s3_bucket.client.get_object, Bucket=s3_bucket.name, Key="k", IfMatch=first["ETag"]) == 412
+    )
 
 
-def test_replacing_an_absent_object_fails(bucket: Bucket) -> None:
+def test_replacing_an_absent_object_fails(s3_bucket: Bucket) -> None:
     assert status_of(
-        bucket.client.put_object, Bucket=bucket.name, Key="none", Body=b"", IfMatch='"abc"'
+        s3_bucket.client.put_object, Bucket=s3_bucket.name, Key="none", Body=b"", IfMatch='"abc"'
     ) in (404, 412)  # fmt: skip
 
 
-def test_checksums_of_parts_are_checked(bucket: Bucket) -> None:
-    target = {"Bucket": bucket.name, "Key": "k"}
-    upload = bucket.client.create_multipart_upload(**target, ChecksumAlgorithm="CRC32C")["UploadId"]
+def test_checksums_of_parts_are_checked(s3_bucket: Bucket) -> None:
+    target = {"Bucket": s3_bucket.name, "Key": "k"}
+    upload = s3_bucket.client.create_multipart_upload(**target, ChecksumAlgorithm="CRC32C")["UploadId"]
     target |= {"UploadId": upload, "PartNumber": 1}
-    assert status_of(bucket.client.upload_part, **target, Body=b"damaged", ChecksumCRC32C="AAAAAA==") == 400
+    assert (
+        status_of(s3_bucket.client.upload_part, **target, Body=b"damaged", ChecksumCRC32C="AAAAAA==") == 400
+    )
     # CRC32C of b"123456789", from RFC 3720's polynomial
-    part = bucket.client.upload_part(**target, Body=b"123456789", ChecksumCRC32C="4waSgw==")
+    part = s3_bucket.client.upload_part(**target, Body=b"123456789", ChecksumCRC32C="4waSgw==")
     del target["PartNumber"]
     parts = [{"PartNumber": 1, "ETag": part["ETag"], "ChecksumCRC32C": "4waSgw=="}]
-    bucket.client.complete_multipart_upload(**target, MultipartUpload={"Parts": parts})
-    assert bucket.read("k") == b"123456789"
-    assert bucket.uploads() == []
+    s3_bucket.client.complete_multipart_upload(**target, MultipartUpload={"Parts": parts})
+    assert s3_bucket.read("k") == b"123456789"
+    assert s3_bucket.uploads() == []
 
 
-def test_unfinished_uploads_are_listed(bucket: Bucket) -> None:
-    upload = bucket.client.create_multipart_upload(Bucket=bucket.name, Key="a/k")["UploadId"]
-    assert bucket.uploads() == ["a/k"]
-    bucket.client.abort_multipart_upload(Bucket=bucket.name, Key="a/k", UploadId=upload)
-    assert bucket.uploads() == []
+def test_unfinished_uploads_are_listed(s3_bucket: Bucket) -> None:
+    upload = s3_bucket.client.create_multipart_upload(Bucket=s3_bucket.name, Key="a/k")["UploadId"]
+    assert s3_bucket.uploads() == ["a/k"]
+    s3_bucket.client.abort_multipart_upload(Bucket=s3_bucket.name, Key="a/k", UploadId=upload)
+    assert s3_bucket.uploads() == []
 
 
 def test_unknown_key_is_refused(seaweedfs_bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:

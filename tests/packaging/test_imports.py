@@ -8,13 +8,27 @@ import subprocess
 import sys
 from pathlib import Path
 
+import dcp_azure
 import dcp_core
 import dcp_s3
+from dcp_azure.keywords import AzureLoadKeywords, AzureSaveKeywords
+from dcp_azure.options import AzureOptions
 from dcp_core.config import LoadOptions, SaveOptions
 from dcp_s3.keywords import S3LoadKeywords, S3SaveKeywords
 from dcp_s3.options import S3Options
 
-SDKS = ("boto3", "botocore", "aiohttp", "google.cloud", "azure", "typer", "rich", "dcp_s3")
+SDKS = (
+    "boto3",
+    "botocore",
+    "aiohttp",
+    "google.cloud",
+    "azure",
+    "requests",
+    "typer",
+    "rich",
+    "dcp_s3",
+    "dcp_azure",
+)
 
 
 def python(code: str, **variables: str) -> str:
@@ -28,7 +42,7 @@ def python(code: str, **variables: str) -> str:
 def test_no_sdk_is_imported() -> None:
     code = (
         "import sys, dcp_core; from dcp_core.registry import known_schemes\n"
-        "assert 's3' in known_schemes()\n"
+        "assert {'s3', 'az'} <= set(known_schemes())\n"
         f"print([name for name in {SDKS} if name in sys.modules])"
     )
     assert python(code).strip() == "[]"
@@ -49,10 +63,16 @@ def test_public_names() -> None:
     assert set(dcp_core.__all__) - errors == {
         "CloudStorageReader", "CloudStorageWriter", "LoadOptions", "SaveOptions", "use_url_checkpoint_ids",
     }  # fmt: skip
+    assert dcp_azure.__all__ == ["AzureOptions", "AzureStorageReader", "AzureStorageWriter", "backend"]
     assert dcp_s3.__all__ == ["S3Options", "S3StorageReader", "S3StorageWriter", "backend"]
 
 
 def test_typed_keywords_are_the_options() -> None:
-    for keywords, options in ((S3SaveKeywords, SaveOptions), (S3LoadKeywords, LoadOptions)):
-        fields = {field.name for kind in (options, S3Options) for field in dataclasses.fields(kind)}
+    for keywords, options, store_options in (
+        (S3SaveKeywords, SaveOptions, S3Options),
+        (S3LoadKeywords, LoadOptions, S3Options),
+        (AzureSaveKeywords, SaveOptions, AzureOptions),
+        (AzureLoadKeywords, LoadOptions, AzureOptions),
+    ):
+        fields = {field.name for kind in (options, store_options) for field in dataclasses.fields(kind)}
         assert set(keywords.__optional_keys__) == fields

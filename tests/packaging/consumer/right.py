@@ -1,3 +1,4 @@
+from dcp_azure import AzureStorageReader, AzureStorageWriter
 from dcp_core import CloudStorageReader, CloudStorageWriter
 from dcp_s3 import S3StorageReader, S3StorageWriter
 
@@ -5,4 +6,6 @@ writer: CloudStorageWriter = S3StorageWriter(
     "s3://bucket/run", sse="aws:kms", part_size=1 << 25, overwrite=False, requester_pays=True
 )
 reader: CloudStorageReader = S3StorageReader("s3://bucket/run", region="eu-west-1", concurrency=4, verify=True)
+writer = AzureStorageWriter("az://container/run", account="mine", access_tier="Cool", part_size=1 << 25)
+reader = AzureStorageReader("abfss://container@mine.dfs.core.windows.net/run", anonymous=True, verify=True)
 url: str = writer.checkpoint_id

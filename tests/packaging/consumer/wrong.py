@@ -1,3 +1,4 @@
+from dcp_azure import AzureStorageReader, AzureStorageWriter
 from dcp_core import CloudStorageWriter
 from dcp_s3 import S3StorageReader, S3StorageWriter
 
@@ -6,3 +7,5 @@ S3StorageWriter("s3://bucket/run", part_sise=5)  # no such option
 S3StorageReader("s3://bucket/run", overwrite=True)  # an option of writers
 S3StorageReader("s3://bucket/run", concurrency="many")  # not a number
 number: int = CloudStorageWriter("s3://bucket/run").checkpoint_id  # a str
+AzureStorageWriter("az://container/run", access_tier="Archive")  # not readable
+AzureStorageReader("az://container/run", account_key=5)  # not a str

@@ -1,0 +1,95 @@
+"""An Azurite container of its own for one test, with the interface of ``conftest.Bucket``."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from azure.core.exceptions import ResourceNotFoundError
+from azure.storage.blob import BlobBlock
+from dcp_azure_servers import Azurite
+
+__all__ = ["AzureBucket", "new_bucket"]
+
+_numbers = itertools.count(1)
+
+#: Variables that lead somewhere, or that credentials come from.
+VARIABLES = [
+    *("AZURE_STORAGE_CONNECTION_STRING", "AZURE_STORAGE_ACCOUNT", "AZURE_STORAGE_KEY"),
+    *("AZURE_STORAGE_SAS_TOKEN", "AZURE_CLIENT_ID", "AZURE_TENANT_ID", "AZURE_CLIENT_SECRET"),
+]
+
+
+@dataclass
+class AzureBucket:
+    """A container; ``client`` is the SDK's own, for raw access."""
+
+    server: Azurite
+    name: str
+    client: Any
+
+    @property
+    def url(self) -> str:
+        return f"az://{self.name}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return self.server.environment()
+
+    def environment_at(self, endpoint: str) -> dict[str, str]:
+        """Variables that lead to the server through a proxy."""
+        return {"AZURE_STORAGE_CONNECTION_STRING": self.server.connection_string(endpoint)}
+
+    def keys(self, prefix: str = "") -> list[str]:
+        """Every key, as the server has it."""
+        return [blob.name for blob in self.client.list_blobs(name_starts_with=prefix or None)]
+
+    def uploads(self) -> list[str]:
+        """Keys of blobs that are nothing but staged blocks, as the server has them."""
+        found = []
+        for blob in self.client.list_blobs(include=["uncommittedblobs"]):
+            _, staged = self.client.get_blob_client(blob.name).get_block_list("all")
+            found += [blob.name] if staged else []
+        return found
+
+    def start_upload(self, key: str) -> None:
+        """Stage a block as another tool would."""
+        self.client.get_blob_client(key).stage_block("another", b"data")
+
+    def commit(self, key: str) -> None:
+        """Make an object of what :meth:`start_upload` staged."""
+        self.client.get_blob_client(key).commit_block_list([BlobBlock("another")])
+
+    def read(self, key: str) -> bytes:
+        data: bytes = self.client.download_blob(key).readall()
+        return data
+
+    def write(self, key: str, data: bytes) -> None:
+        self.client.upload_blob(key, data, overwrite=True)
+
+    def delete(self, key: str) -> None:
+        self.client.delete_blob(key)
+
+    def remove(self) -> None:
+        """Delete the container and all in it."""
+        try:
+            self.client.delete_container()
+        except ResourceNotFoundError:
+            return
+
+
+def new_bucket(server: Azurite, monkeypatch: pytest.MonkeyPatch) -> Iterator[AzureBucket]:
+    """A new container; the environment's Azure variables lead to it."""
+    name = f"test-{next(_numbers)}"
+    server.make_bucket(name)
+    for variable in VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
+    for variable, value in server.environment().items():
+        monkeypatch.setenv(variable, value)
+    with server.client() as service, service.get_container_client(name) as client:
+        bucket = AzureBucket(server, name, client)
+        yield bucket
+        bucket.remove()
