@@ -1,11 +1,13 @@
 """The command ``dcp-cloud``. Needs the extra ``cli``."""
 
 import math
+import os
 import sys
 from datetime import timedelta
 from typing import Annotated, Any
 
-from dcp_core.config import LoadOptions
+from dcp_core.bench import Round, measure_bucket, summary
+from dcp_core.config import GIB, MIB, LoadOptions
 from dcp_core.endpoint import Endpoint
 from dcp_core.errors import CloudCheckpointError
 from dcp_core.gc import find_leftovers, remove_leftovers
@@ -75,6 +77,41 @@ def _application() -> Any:
             f"{len(found.objects)} objects ({found.size / 2**20:.1f} MiB) and {len(found.uploads)} uploads "
             + ("deleted" if delete else "found; --delete removes them")
         )
+
+    @application.command()
+    def bench(
+        url: str,
+        gib: Annotated[float, typer.Option(help="GiB of each rank's state.")] = 1.0,
+        tensor_mib: Annotated[float, typer.Option(help="MiB of each tensor.")] = 16.0,
+        rounds: Annotated[int, typer.Option(help="How often to save and load.", min=1)] = 3,
+        concurrency: Annotated[int, typer.Option(help="Requests in flight of each rank.")] = 8,
+    ) -> None:
+        """Measure saving to and loading from a URL; what it writes there is deleted afterwards.
+
+        With several ranks: torchrun --nproc-per-node 8 --no-python dcp-cloud bench URL
+        """
+        quiet = os.environ.get("RANK", "0") != "0"
+        table = Table("", "GB/s", "seconds", "CPU s/GiB")
+        kept: dict[str, list[Round]] = {}
+        measured = measure_bucket(
+            url,
+            size=int(gib * GIB),
+            tensor_size=max(8, int(tensor_mib * MIB) // 8 * 8),
+            rounds=rounds,
+            options={"concurrency": concurrency},
+        )
+        for one in measured:
+            kept.setdefault(one.operation, []).append(one)
+            if not quiet:
+                console.print(f"{one.operation} {one.size / one.wall / 1e9:.2f} GB/s in {one.wall:.2f} s")
+        for operation, found in kept.items():
+            medians = summary(found)
+            table.add_row(
+                *(f"{operation}, median of {len(found)}", f"{medians.rate / 1e9:.2f}"),
+                *(f"{medians.wall:.2f}", f"{medians.cpu_per_gib:.2f}"),
+            )
+        if not quiet:
+            console.print(table)
 
     return application
 

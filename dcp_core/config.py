@@ -8,10 +8,11 @@ from typing import Any, TypeVar
 
 from dcp_core.errors import ConfigurationError
 
-__all__ = ["KIB", "MIB", "LoadOptions", "SaveOptions", "build_options"]
+__all__ = ["GIB", "KIB", "MIB", "LoadOptions", "SaveOptions", "build_options"]
 
 KIB = 1 << 10
 MIB = 1 << 20
+GIB = 1 << 30
 
 _T = TypeVar("_T")
 

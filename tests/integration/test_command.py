@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -61,3 +62,30 @@ def test_gc_removes_only_leftovers(bucket: Bucket) -> None:
     command("gc", f"{bucket.url}/run", "--older-than-hours", "-1", "--delete")
     assert set(bucket.keys()) == kept
     assert bucket.uploads() == []
+
+
+def test_bench_measures_and_leaves_nothing(bucket: Bucket) -> None:
+    options = ("--gib", "0.02", "--tensor-mib", "1", "--rounds", "2")
+    said = command("bench", f"{bucket.url}/run", *options)
+    assert len(re.findall(r"^save \d+\.\d\d GB/s in", said, re.MULTILINE)) == 2
+    for operation in ("save", "load"):
+        assert f"{operation}, median of 2" in said
+    assert bucket.keys() == []
+    assert bucket.uploads() == []
+
+
+def test_bench_with_ranks(seaweedfs_bucket: Bucket) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python"]
+    program = str(Path(sys.executable).parent / "dcp-cloud")
+    options = ("--gib", "0.02", "--tensor-mib", "1", "--rounds", "1")
+    done = subprocess.run(
+        [*launcher, program, "bench", f"{seaweedfs_bucket.url}/run", *options],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    # one rank speaks, for the bytes of both
+    assert done.stdout.count("save, median of 1") == 1
+    assert seaweedfs_bucket.keys() == []
