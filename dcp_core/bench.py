@@ -12,10 +12,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from dcp_core.config import GIB, LoadOptions, SaveOptions
 from dcp_core.endpoint import Endpoint
@@ -86,13 +89,11 @@ def measure_bucket(
         try:
             for number in range(rounds):
                 here = place.child(str(number)).url
-                writer, reader = (
-                    CloudStorageWriter(here, **options),
-                    CloudStorageReader(here, **_shared(options)),
-                )
-                yield _timed("save", size, lambda writer=writer: dcp.save(state, storage_writer=writer))
-                yield _timed("load", size, lambda reader=reader: dcp.load(loaded, storage_reader=reader))
+                writer = CloudStorageWriter(here, **options)
+                yield _timed("save", size, partial(save, state, storage_writer=writer))
                 writer.close()
+                reader = CloudStorageReader(here, **_shared(options))
+                yield _timed("load", size, partial(load, loaded, storage_reader=reader))
                 reader.close()
                 _compare(state, loaded, here)
         finally:
