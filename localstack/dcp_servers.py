@@ -15,10 +15,11 @@ import contextlib
 import signal
 from collections.abc import Iterator, Sequence
 
+from dcp_gcs_servers import GCSServer
 from dcp_s3_servers import LocalStack, SeaweedFS
 from dcp_server import Server, install
 
-SERVERS: dict[str, type[Server]] = {server.name: server for server in (SeaweedFS, LocalStack)}
+SERVERS: dict[str, type[Server]] = {server.name: server for server in (SeaweedFS, LocalStack, GCSServer)}
 
 
 @contextlib.contextmanager
