@@ -1,6 +1,6 @@
 """A reverse proxy that counts requests and bytes, and breaks them on demand.
 
-Put in front of an S3 server it shows what a client really sends, and does what networks and stores do to
+Put in front of an S3 or Google server it shows what a client really sends, and does what networks and stores do to
 clients: 503s, resets, truncated or damaged bodies, lost answers, stalls, slow links. Requests pass
 unchanged, ``Host`` header included, so that signatures hold upstream.
 
@@ -29,7 +29,7 @@ from aiohttp import web
 from yarl import URL
 
 Kind = Literal[
-    "error",  # answer with `status` and S3 error `code`, without asking upstream
+    "error",  # answer with `status` and error `code` in XML, without asking upstream
     "reset_request",  # break the connection after `after` bytes of the request's body
     "reset_response",  # break the connection after `after` bytes of the answer's body
     "flip_response",  # damage the byte at `after` of the answer's body
@@ -85,7 +85,14 @@ class Seen:
 
     @property
     def operation(self) -> str:
-        """The S3 operation, by method and query."""
+        """The S3 operation, by method and query; Google's XML API has the same ones.
+
+        Of Google's JSON API there are lists and batches of deletes.
+        """
+        if self.path.startswith("/batch/storage/"):
+            return "DeleteObjects"
+        if self.path.startswith("/storage/"):
+            return "ListObjectsV2"
         query = dict(parse_qsl(self.query, keep_blank_values=True))
         upload, key = "uploadId" in query or "uploads" in query, self.path.strip("/").count("/") > 0
         names = {
@@ -202,8 +209,9 @@ class FaultProxy:
         try:
             return await self._pass(request, seen, fault)
         except _Broken:
-            assert request.transport is not None
-            request.transport.abort()
+            # the client may have gone first
+            if request.transport is not None:
+                request.transport.abort()
             return web.Response()
 
     async def _refuse(self, request: web.Request, seen: Seen, fault: Fault) -> web.Response:

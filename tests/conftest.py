@@ -11,11 +11,19 @@ from typing import Any
 import pytest
 from dcp_fault_proxy import FaultProxy
 from dcp_s3_servers import LocalStack, S3Server, SeaweedFS
+from gcs_bucket import gcs, gcs_bucket  # noqa: F401  # fixtures
 from ranks import Ranks
 
 pytest.register_assert_rewrite("dcp_core.testing.contract")
 
 _numbers = itertools.count(1)
+
+#: Each has a fixture ``<name>_bucket``, and the tests of ``bucket`` run on it.
+BUCKETS = [
+    "seaweedfs",
+    "localstack",
+    "gcs",
+]
 
 
 @dataclass
@@ -25,6 +33,9 @@ class Bucket:
     server: S3Server
     name: str
     client: Any
+
+    #: Variable that leads the SDK to another endpoint.
+    endpoint_variable = "AWS_ENDPOINT_URL"
 
     @property
     def url(self) -> str:
@@ -54,13 +65,24 @@ class Bucket:
     def write(self, key: str, data: bytes) -> None:
         self.client.put_object(Bucket=self.name, Key=key, Body=data)
 
+    def start_upload(self, key: str) -> None:
+        """Leave an unfinished upload."""
+        self.client.create_multipart_upload(Bucket=self.name, Key=key)
+
+    def delete(self, key: str) -> None:
+        self.client.delete_object(Bucket=self.name, Key=key)
+
+    def bucket_names(self) -> list[str]:
+        """All buckets of the server."""
+        return [bucket["Name"] for bucket in self.client.list_buckets()["Buckets"]]
+
     def remove(self) -> None:
         """Delete the bucket and all in it: a session makes hundreds, and a store has limits."""
         for upload in self.client.list_multipart_uploads(Bucket=self.name).get("Uploads", ()):
             found = {"Key": upload["Key"], "UploadId": upload["UploadId"]}
             self.client.abort_multipart_upload(Bucket=self.name, **found)
         for key in self.keys():
-            self.client.delete_object(Bucket=self.name, Key=key)
+            self.delete(key)
         self.client.delete_bucket(Bucket=self.name)
 
 
@@ -101,10 +123,11 @@ def localstack_bucket(localstack: LocalStack, monkeypatch: pytest.MonkeyPatch) -
     yield from _bucket(localstack, monkeypatch)
 
 
-@pytest.fixture(params=["seaweedfs", "localstack"])
-def bucket(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+@pytest.fixture(params=BUCKETS)
+def bucket(request: pytest.FixtureRequest) -> Bucket:
     """A new bucket on each server in turn."""
-    yield from _bucket(request.getfixturevalue(request.param), monkeypatch)
+    found: Bucket = request.getfixturevalue(f"{request.param}_bucket")
+    return found
 
 
 @pytest.fixture

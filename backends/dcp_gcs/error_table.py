@@ -46,6 +46,11 @@ _NO_TOKEN = (
 )
 _WANTS_PROJECT = (ConfigurationError, "the bucket is requester-pays: set user_project=")
 _KMS = (ConfigurationError, "the Cloud KMS key cannot be used: correct kms_key_name, the key or its location")
+_LACKS = (
+    UnsupportedError,
+    "the store lacks a feature that this request uses. If an emulator lacks conditional writes, set "
+    "conditional_commit=False (the last of two concurrent saves then wins)",
+)
 _INTERNAL = (TransientError, "the store had an internal error")
 
 #: Code or reason → (our error, what to do).
@@ -82,7 +87,7 @@ _CODES: dict[str, tuple[_Kind, str]] = {
     "EntityTooSmall": (ConfigurationError, "parts are smaller than the store allows: raise part_size"),
     "KeyTooLong": (ConfigurationError, "the object's name is longer than the store allows: shorten the URL"),
     "MethodNotAllowed": (UnsupportedError, "the store does not allow this operation"),
-    "NotImplemented": (UnsupportedError, "the store lacks a feature that this request uses"),
+    "NotImplemented": _LACKS,
     "ObjectUnderActiveHold": (PermissionDeniedError, "the object is under a hold and cannot be changed"),
     "RetentionPolicyNotMet": (PermissionDeniedError, "the retention policy forbids to change the object yet"),
     "RequestTimeout": (TransientError, "the store waited too long for bytes"),
@@ -116,7 +121,7 @@ _STATUSES: dict[int, tuple[_Kind, str]] = {
     412: _CHANGED,
     416: (CheckpointCorruptError, "the object ends before the range that the record names"),
     429: _SLOW_DOWN,
-    501: (UnsupportedError, "the store lacks a feature that this request uses"),
+    501: _LACKS,
     503: (ThrottledError, "the store is overloaded"),
 }
 
@@ -203,10 +208,20 @@ def _by_class(status: int) -> tuple[_Kind, str]:
     return _INTERNAL if status >= 500 else (ConfigurationError, "the store refused the request")
 
 
+def _root(error: BaseException) -> BaseException:
+    """What ``error`` was raised for in the first place."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error
+
+
 def _from_exception(error: Exception, operation: str, bucket: str, key: str | None) -> CloudCheckpointError:
     if isinstance(error, auth.GoogleAuthError) and error.retryable:
         return TransientError(f"{operation}: the token server failed ({error})", bucket=bucket, key=key)
+    root = _root(error)
+    # requests has no type of its own for a send that timed out
+    known = root if type(error) is sdk.ConnectionError and isinstance(root, TimeoutError) else error
     for kinds, kind, advice in _EXCEPTIONS:
-        if isinstance(error, kinds):
+        if isinstance(known, kinds):
             return kind(f"{operation}: {advice} ({error})", bucket=bucket, key=key)
     return ConfigurationError(f"{operation}: the SDK failed ({error})", bucket=bucket, key=key)

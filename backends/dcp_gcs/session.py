@@ -12,6 +12,7 @@ from typing import Any
 
 import google.auth
 import requests
+import urllib3
 from google.api_core.client_info import ClientInfo
 from google.auth.credentials import AnonymousCredentials, Credentials, CredentialsWithQuotaProject
 from google.auth.transport.requests import AuthorizedSession
@@ -97,6 +98,49 @@ class _RewindingSession(AuthorizedSession):  # type: ignore[misc]  # google-auth
         return answer
 
 
+class _Adapter(requests.adapters.HTTPAdapter):  # type: ignore[misc]  # requests has no types
+    """Connections that repeat nothing and let no send take longer than ``stall_timeout``.
+
+    urllib3 sends with the time limit for connecting, whose value suits neither a dead nor a slow link.
+    """
+
+    def __init__(self, stall_timeout: float, connections: int) -> None:
+        self._stall_timeout = stall_timeout
+        super().__init__(pool_maxsize=connections, max_retries=0)
+
+    def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
+        super().init_poolmanager(*arguments, **options)
+        self.poolmanager.pool_classes_by_scheme = _pools(self._stall_timeout)
+
+
+def _pools(stall_timeout: float) -> dict[str, type[urllib3.HTTPConnectionPool]]:
+    """Pools of connections whose every send has the time limit."""
+
+    class Http(urllib3.connection.HTTPConnection):
+        def send(self, data: Any) -> None:
+            _limit(self, stall_timeout)
+            super().send(data)
+
+    class Https(urllib3.connection.HTTPSConnection):
+        def send(self, data: Any) -> None:
+            _limit(self, stall_timeout)
+            super().send(data)
+
+    class HttpPool(urllib3.HTTPConnectionPool):
+        ConnectionCls = Http
+
+    class HttpsPool(urllib3.HTTPSConnectionPool):
+        ConnectionCls = Https
+
+    return {"http": HttpPool, "https": HttpsPool}
+
+
+def _limit(connection: urllib3.connection.HTTPConnection, seconds: float) -> None:
+    if connection.sock is None:
+        connection.connect()
+    connection.sock.settimeout(seconds)
+
+
 def _authorised(credentials: Credentials, options: GCSOptions, concurrency: int) -> AuthorizedSession:
     # these have nothing to renew a token with, and would fail in an attempt to
     fixed = isinstance(credentials, AnonymousCredentials) or options.access_token is not None
@@ -104,9 +148,7 @@ def _authorised(credentials: Credentials, options: GCSOptions, concurrency: int)
         credentials, refresh_status_codes=() if fixed else (401,), max_refresh_attempts=1
     )
     for scheme in ("https://", "http://"):
-        session.mount(
-            scheme, requests.adapters.HTTPAdapter(pool_maxsize=concurrency + 2, max_retries=0)
-        )
+        session.mount(scheme, _Adapter(options.stall_timeout, concurrency + 2))
     session.configure_mtls_channel()
     session.verify = (options.ca_bundle or True) if options.verify_tls else False
     # the bytes as they are stored: no compression on the way

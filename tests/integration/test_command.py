@@ -51,8 +51,7 @@ def test_gc_removes_only_leftovers(bucket: Bucket) -> None:
     bucket.write(f"run/broken/__0_0.{TOKEN}.distcp", b"may be referenced")
     bucket.write(f"run/step-1/__3_0.{TOKEN}.distcp", b"left by a failed save")
     bucket.write(f"run/step-9/__0_0.{TOKEN}.distcp", b"never committed")
-    upload = {"Bucket": bucket.name, "Key": f"run/step-9/__1_0.{TOKEN}.distcp"}
-    bucket.client.create_multipart_upload(**upload)
+    bucket.start_upload(f"run/step-9/__1_0.{TOKEN}.distcp")
     assert "0 objects" in command("gc", f"{bucket.url}/run")  # all too young
     said = command("gc", f"{bucket.url}/run", "--older-than-hours", "-1")
     assert "2 objects" in said

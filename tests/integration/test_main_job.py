@@ -30,19 +30,25 @@ def test_one_to_four(bucket: Bucket, worlds: World) -> None:
 @pytest.mark.parametrize(
     "prefix", ["with space", "ümläut/日本", "100%", "a%20b+c", "q?x=1&y#z", "'quotes\"", "a//b", "/lead", ""]
 )
-def test_odd_prefixes(localstack_bucket: Bucket, worlds: World, prefix: str) -> None:
+@pytest.mark.parametrize("server", ["localstack", "gcs"])
+def test_odd_prefixes(request: pytest.FixtureRequest, worlds: World, server: str, prefix: str) -> None:
     """The prefix of the URL is the prefix of the keys, character by character."""
-    url = f"{localstack_bucket.url}/{prefix}"
+    bucket: Bucket = request.getfixturevalue(f"{server}_bucket")
+    url = f"{bucket.url}/{prefix}"
     worlds(1).run(scenarios.save_full, url, 3)
     worlds(1).run(scenarios.load_full, url, 3)
-    keys = localstack_bucket.keys()
+    keys = bucket.keys()
     assert len(keys) == 2
     assert all(key.startswith(f"{prefix}/" if prefix else "") for key in keys)
 
 
 @pytest.mark.parametrize(("saved", "loaded"), [(4, 2), (2, 4), (4, 1)])
-def test_fsdp2_training_state(seaweedfs_bucket: Bucket, worlds: World, saved: int, loaded: int) -> None:
-    url = f"{seaweedfs_bucket.url}/fsdp"
+@pytest.mark.parametrize("server", ["seaweedfs", "gcs"])
+def test_fsdp2_training_state(
+    request: pytest.FixtureRequest, worlds: World, server: str, saved: int, loaded: int
+) -> None:
+    bucket: Bucket = request.getfixturevalue(f"{server}_bucket")
+    url = f"{bucket.url}/fsdp"
     before = worlds(saved).run(scenarios.save_training, url, "fsdp2")
     after = worlds(loaded).run(scenarios.load_training, url, "fsdp2")
     for state in after:
