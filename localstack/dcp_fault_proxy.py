@@ -1,8 +1,8 @@
 """A reverse proxy that counts requests and bytes, and breaks them on demand.
 
-Put in front of an S3 or Google server it shows what a client really sends, and does what networks and stores do to
-clients: 503s, resets, truncated or damaged bodies, lost answers, stalls, slow links. Requests pass
-unchanged, ``Host`` header included, so that signatures hold upstream.
+Put in front of a server of S3 or of Google's it shows what a client really sends, and does what networks
+and stores do to clients: 503s, resets, truncated or damaged bodies, lost answers, stalls, slow links.
+Requests pass unchanged, ``Host`` header included, so that signatures hold upstream.
 
 ::
 

@@ -36,6 +36,8 @@ _ROLES = {
 }
 _OPEN = {"bindings": [{"role": "roles/storage.admin", "members": ["allUsers"]}]}
 
+#: What the SDKs sign assertions for, whatever the ``token_uri`` of a key file.
+_AUDIENCE = "https://oauth2.googleapis.com/token"
 TOKEN_SECONDS = 3600
 
 
@@ -53,12 +55,10 @@ class Access:
 
     Args:
         accounts: public key (PEM) of each service account, by e-mail address.
-        token_uri: audience that assertions must name.
     """
 
-    def __init__(self, accounts: dict[str, str], token_uri: str) -> None:
+    def __init__(self, accounts: dict[str, str]) -> None:
         self._accounts = accounts
-        self._token_uri = token_uri
         self._tokens: dict[str, tuple[str, float]] = {}
         self._policies: dict[str, dict[str, Any]] = {}
 
@@ -68,7 +68,7 @@ class Access:
         if email not in self._accounts:
             raise ValueError("Invalid grant: account not found")
         try:
-            jwt.decode(assertion, certs=self._accounts[email], audience=self._token_uri)
+            jwt.decode(assertion, certs=self._accounts[email], audience=_AUDIENCE)
         except exceptions.GoogleAuthError as error:
             raise ValueError(f"Invalid JWT: {error}") from error
         token = secrets.token_urlsafe(32)

@@ -63,6 +63,11 @@ _ATTRIBUTES = {
 }
 
 
+#: XML's codes and JSON's reasons, by status, where the request says no more.
+_REFUSED = {401: "AuthenticationRequired", 403: "AccessDenied"}
+_REASONS = {401: "authError", 403: "forbidden", 404: "notFound", 412: "conditionNotMet"}
+
+
 class Failed(Exception):
     """A request that ends with an error of ``status`` and XML ``code``."""
 
@@ -210,12 +215,13 @@ class Gateway:
                 return await self._batch(request)
             return await (self._json(request) if is_json else self._xml(request))
         except Refused as error:
-            code = "AccessDenied" if error.status == 403 else "AuthenticationRequired"
-            reason = "forbidden" if error.status == 403 else "authError"
-            return refusal(is_json, request.method, error.status, code, reason, error.message)
+            status, message, code = error.status, error.message, _REFUSED[error.status]
         except (Failed, UploadError) as error:
-            reason = {404: "notFound", 412: "conditionNotMet"}.get(error.status, "invalid")
-            return refusal(is_json, request.method, error.status, error.code, reason, error.message)
+            status, message, code = error.status, error.message, error.code
+        body = json_error(status, message) if is_json else xml_error(code, message)
+        kind = "application/json" if is_json else "application/xml"
+        sent = b"" if request.method == "HEAD" else body.encode()
+        return answer(status, sent, **{"Content-Type": f"{kind}; charset=UTF-8"})
 
     async def _token(self, request: web.Request) -> web.Response:
         form = await request.post()
@@ -241,9 +247,11 @@ class Gateway:
             self._check(
                 request, target.bucket, "objects.delete" if request.method == "DELETE" else "objects.get"
             )
-            wanted = target.query.get("ifGenerationMatch")
-            if wanted is not None and int(wanted) != await self._emulator.generation(target):
-                raise _CHANGED
+            async with self._lock(target):
+                wanted = target.query.get("ifGenerationMatch")
+                if wanted is not None and int(wanted) != await self._emulator.generation(target):
+                    raise _CHANGED
+                return await self._forward(request, request.raw_path)
         elif path.endswith("/o"):
             self._check(request, target.bucket, "objects.list")
         return await self._forward(request, request.raw_path)
@@ -270,20 +278,18 @@ class Gateway:
         body = "\r\n".join([*lines, f"--{boundary}--", ""]).encode()
         return web.Response(body=body, headers={"Content-Type": f"multipart/mixed; boundary={boundary}"})
 
-    async def _batched(self, request: web.Request, text: str) -> tuple[int, str, str]:
-        """Status, reason and message of one request of a batch."""
+    async def _batched(self, request: web.Request, text: str) -> tuple[int, str]:
+        """Status and message of one request of a batch."""
         method, url, _ = text.split(None, 2)
         if method != "DELETE":
-            return 501, "notImplemented", "this gateway takes deletes only in a batch"
+            return 501, "this gateway takes deletes only in a batch"
         target = Target.of_json(url)
         try:
             self._check(request, target.bucket, "objects.delete")
         except Refused as error:
-            return error.status, "forbidden" if error.status == 403 else "authError", error.message
+            return error.status, error.message
         status = await self._emulator.delete(target)
-        if status == 404:
-            return 404, "notFound", f"No such object: {target.bucket}/{target.key}"
-        return 204, "", ""
+        return (404, f"No such object: {target.bucket}") if status == 404 else (204, "No Content")
 
     # the XML API
 
@@ -457,31 +463,21 @@ def document(body: bytes, **headers: str) -> web.Response:
     return answer(200, body, **{"Content-Type": "application/xml; charset=UTF-8"}, **headers)
 
 
-def refusal(
-    is_json: bool, method: str, status: int, code: str, reason: str, message: str
-) -> web.Response:
-    """An error as the API that was asked words it."""
-    if is_json:
-        body = json_error(status, reason, message)
-        kind = "application/json"
-    else:
-        body = f"<?xml version='1.0' encoding='UTF-8'?><Error><Code>{code}</Code>"
-        body += f"<Message>{escape(message)}</Message></Error>"
-        kind = "application/xml"
-    sent = b"" if method == "HEAD" else body.encode()
-    return answer(status, sent, **{"Content-Type": f"{kind}; charset=UTF-8"})
+def xml_error(code: str, message: str) -> str:
+    head = "<?xml version='1.0' encoding='UTF-8'?>"
+    return f"{head}<Error><Code>{code}</Code><Message>{escape(message)}</Message></Error>"
 
 
-def json_error(status: int, reason: str, message: str) -> str:
-    one = {"domain": "global", "reason": reason, "message": message}
+def json_error(status: int, message: str) -> str:
+    one = {"domain": "global", "reason": _REASONS.get(status, "invalid"), "message": message}
     return json.dumps({"error": {"code": status, "message": message, "errors": [one]}})
 
 
-def json_answer(outcome: tuple[int, str, str]) -> Iterator[str]:
+def json_answer(outcome: tuple[int, str]) -> Iterator[str]:
     """The lines of an answer within a batch."""
-    status, reason, message = outcome
-    body = json_error(status, reason, message) if status >= 300 else ""
-    yield f"HTTP/1.1 {status} {reason or 'No Content'}"
+    status, message = outcome
+    body = json_error(status, message) if status >= 300 else ""
+    yield f"HTTP/1.1 {status} {message}"
     yield "Content-Type: application/json; charset=UTF-8"
     yield f"Content-Length: {len(body.encode())}"
     yield ""
@@ -507,16 +503,16 @@ def _start_emulator(order: dict[str, Any]) -> subprocess.Popen[bytes]:
             *("-external-url", f"http://127.0.0.1:{order['port']}", "-log-level", "warn"),
         ],
         stdin=subprocess.DEVNULL,
-        preexec_fn=_die_with_parent,
+        preexec_fn=_die_with_parent,  # noqa: PLW1509  # no other thread runs yet
     )
 
 
 async def _serve(order: dict[str, Any], process: subprocess.Popen[bytes]) -> int:
     emulator = Emulator(f"http://127.0.0.1:{order['emulator_port']}")
     await emulator.open()
-    access = Access(order["accounts"], f"http://127.0.0.1:{order['port']}/token")
+    gateway = Gateway(emulator, Access(order["accounts"]), Path(order["folder"]))
     application = web.Application(client_max_size=64 << 20)
-    application.router.add_route("*", "/{path:.*}", Gateway(emulator, access, Path(order["folder"])).handle)
+    application.router.add_route("*", "/{path:.*}", gateway.handle)
     runner = web.AppRunner(application, auto_decompress=False, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", order["port"]).start()

@@ -86,7 +86,9 @@ class Uploads:
             raise UploadError(400, "InvalidArgument", f"Part number must be between 1 and {MAX_PARTS}.")
         if part.size > MAX_PART:
             raise UploadError(400, "EntityTooLarge", "The part is larger than 5 GiB.")
-        kept = StoredPart(part.path.rename(upload.folder / f"{number}.{part.path.name}"), part.size, part.crc32c)
+        kept = StoredPart(
+            part.path.rename(upload.folder / f"{number}.{part.path.name}"), part.size, part.crc32c
+        )
         replaced = upload.parts.get(number)
         upload.parts[number] = kept
         if replaced is not None:
@@ -104,7 +106,12 @@ class Uploads:
         root = document("ListPartsResult", Bucket=bucket, Key=key, UploadId=upload_id)
         add(root, IsTruncated="false")
         for number, part in sorted(upload.parts.items()):
-            add(ElementTree.SubElement(root, "Part"), PartNumber=str(number), ETag=part.etag, Size=str(part.size))
+            add(
+                ElementTree.SubElement(root, "Part"),
+                PartNumber=str(number),
+                ETag=part.etag,
+                Size=str(part.size),
+            )
         return text(root)
 
     def list_uploads(self, bucket: str, query: dict[str, str]) -> bytes:

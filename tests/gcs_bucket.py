@@ -39,6 +39,13 @@ class GCSBucket:
         """Every key, as the server has it."""
         return [blob.name for blob in self.client.list_blobs(self.name, prefix=prefix)]
 
+    def generations(self) -> list[str]:
+        """The key of every generation, noncurrent ones included."""
+        # the emulator wants "true", and the SDK writes "True"
+        answer = requests.get(f"{self.server.endpoint}/storage/v1/b/{self.name}/o?versions=true", timeout=30)
+        answer.raise_for_status()
+        return [entry["name"] for entry in answer.json()["items"]]
+
     def uploads(self) -> list[str]:
         """Keys of unfinished uploads, as the server has them."""
         return [key for key, _ in self._uploads()]

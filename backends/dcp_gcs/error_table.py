@@ -165,6 +165,7 @@ def mapped(operation: str, bucket: str, key: str | None = None) -> Iterator[None
         yield
     except sdk.HTTPError as error:
         answer = error.response
+        assert answer is not None, "raised by the session, which always has an answer"
         raise error_of_answer(
             operation,
             answer.status_code,

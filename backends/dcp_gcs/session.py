@@ -7,6 +7,7 @@ token that can be renewed: the store has refused the request before it looked at
 
 from __future__ import annotations
 
+import json
 import warnings
 from typing import Any
 
@@ -15,10 +16,12 @@ import requests
 import urllib3
 from google.api_core.client_info import ClientInfo
 from google.auth.credentials import AnonymousCredentials, Credentials, CredentialsWithQuotaProject
+from google.auth.exceptions import GoogleAuthError
 from google.auth.transport.requests import AuthorizedSession
 from google.cloud import storage
 from google.oauth2.credentials import Credentials as UserCredentials
 
+from dcp_core.errors import CredentialsError
 from dcp_core.store import Body
 from dcp_gcs.options import GCSOptions
 
@@ -33,7 +36,8 @@ class Session:
         concurrency: requests at a time; as many connections are kept open.
 
     Raises:
-        google.auth.exceptions.GoogleAuthError: there are no credentials, or they cannot be used.
+        google.auth.exceptions.GoogleAuthError: the SDK finds no credentials, or cannot use them.
+        CredentialsError: those of the options cannot be used.
     """
 
     def __init__(self, options: GCSOptions, *, concurrency: int) -> None:
@@ -98,7 +102,7 @@ class _RewindingSession(AuthorizedSession):  # type: ignore[misc]  # google-auth
         return answer
 
 
-class _Adapter(requests.adapters.HTTPAdapter):  # type: ignore[misc]  # requests has no types
+class _Adapter(requests.adapters.HTTPAdapter):
     """Connections that repeat nothing and let no send take longer than ``stall_timeout``.
 
     urllib3 sends with the time limit for connecting, whose value suits neither a dead nor a slow link.
@@ -165,10 +169,17 @@ def _explicit_credentials(options: GCSOptions) -> Credentials | None:
         return UserCredentials(options.access_token)
     if options.credentials_file is None:
         return None
-    with warnings.catch_warnings():
-        # it warns of files from strangers; this one the user names
-        warnings.simplefilter("ignore", DeprecationWarning)
-        credentials, _ = google.auth.load_credentials_from_file(
-            options.credentials_file, scopes=storage.Client.SCOPE
-        )
+    return _from_file(options.credentials_file)
+
+
+def _from_file(path: str) -> Credentials:
+    try:
+        with open(path, encoding="utf-8") as file, warnings.catch_warnings():
+            # it warns of credentials from strangers; these the user names
+            warnings.simplefilter("ignore", DeprecationWarning)
+            credentials, _ = google.auth.load_credentials_from_dict(
+                json.load(file), scopes=storage.Client.SCOPE
+            )
+    except (OSError, ValueError, GoogleAuthError) as error:
+        raise CredentialsError(f"credentials_file={path!r} cannot be used: {error}") from error
     return credentials

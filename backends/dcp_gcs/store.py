@@ -177,9 +177,7 @@ class GCSStore(ObjectStore):
 
     def abort_upload(self, upload: Upload) -> None:
         try:
-            self._send(
-                "AbortMultipartUpload", "DELETE", upload.key, query=_query(uploadId=upload.upload_id)
-            )
+            self._send("AbortMultipartUpload", "DELETE", upload.key, query=_query(uploadId=upload.upload_id))
         except ObjectNotFoundError:
             return
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import threading
 from typing import Any
 
 import pytest
@@ -13,10 +12,10 @@ import torch
 import torch.distributed.checkpoint as dcp
 from conftest import Bucket
 from dcp_fault_proxy import FaultProxy
+from wires import CountingBody, Listener, answering
 
 from dcp_core import CloudStorageReader, TransientError, UnsupportedError
 from dcp_core.format.checksum import crc32c
-from dcp_core.store import Body
 from dcp_core.testing.contract import body_of, pattern, read_all
 from dcp_s3 import S3Options, S3StorageReader, S3StorageWriter
 from dcp_s3.store import S3Store
@@ -87,70 +86,26 @@ def test_explicit_credentials_and_endpoint(seaweedfs_bucket: Bucket, monkeypatch
     dcp.load(target, storage_reader=CloudStorageReader(f"{seaweedfs_bucket.url}/run", **options))
 
 
-class _CountingBody(Body):
-    reads = 0
-    sent = 0
-
-    def read(self, size: int | None = -1) -> bytes | memoryview:
-        view = super().read(size)
-        self.reads += 1
-        self.sent += len(view)
-        return view
-
-
 def test_bodies_are_read_once(seaweedfs_bucket: Bucket) -> None:
     """The SDK sends the views as they come; it neither hashes nor buffers them."""
     data = pattern(5 * MIB)
     with contextlib.closing(S3Store(seaweedfs_bucket.name, S3Options())) as store:
-        body = _CountingBody([data[:100], data[100:]], crc32c(data))
+        body = CountingBody([data[:100], data[100:]], crc32c(data))
         store.put("key", body)
         assert body.sent == len(data)
         assert body.reads <= 8
         upload = store.start_upload("parts")
-        body = _CountingBody([data], crc32c(data))
+        body = CountingBody([data], crc32c(data))
         part = store.put_part(upload, 1, body)
         assert body.sent == len(data)
         store.finish_upload(upload, [part])
     assert seaweedfs_bucket.read("key") == seaweedfs_bucket.read("parts") == data
 
 
-class _Listener:
-    """Counts connections and passes bytes on to a server."""
-
-    def __init__(self, port: int) -> None:
-        self.accepted = 0
-        self._upstream = port
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self.port = self._socket.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._socket.accept()
-            except OSError:
-                return
-            self.accepted += 1
-            server = socket.create_connection(("127.0.0.1", self._upstream))
-            for source, sink in ((client, server), (server, client)):
-                threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
-
-    @staticmethod
-    def _pump(source: socket.socket, sink: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(1 << 16):
-                sink.sendall(data)
-            sink.shutdown(socket.SHUT_WR)
-
-    def close(self) -> None:
-        self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
-
-
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # the listener's own sockets
 def test_connections_are_used_again(seaweedfs_bucket: Bucket) -> None:
     seaweedfs_bucket.write("key", pattern(MIB))
-    listener = _Listener(seaweedfs_bucket.server.port)
+    listener = Listener(seaweedfs_bucket.server.port)
     options = S3Options(endpoint_url=f"http://127.0.0.1:{listener.port}")
     with contextlib.closing(listener), contextlib.closing(S3Store(seaweedfs_bucket.name, options)) as store:
         for start in range(50):
@@ -158,24 +113,6 @@ def test_connections_are_used_again(seaweedfs_bucket: Bucket) -> None:
                 assert read_all(reader, 70_000) == pattern(MIB)[start : start + 70_000]
             store.put("small", body_of(b"x"))
         assert listener.accepted == 1
-
-
-def _answering(answer: bytes) -> tuple[int, socket.socket]:
-    """A server that gives every connection the same answer."""
-    server = socket.create_server(("127.0.0.1", 0))
-
-    def serve() -> None:
-        while True:
-            try:
-                client, _ = server.accept()
-            except OSError:
-                return
-            with client:
-                client.recv(1 << 16)
-                client.sendall(answer)
-
-    threading.Thread(target=serve, daemon=True).start()
-    return server.getsockname()[1], server
 
 
 HEADERS = b'ETag: "e"\r\nLast-Modified: Tue, 24 Nov 2026 00:00:00 GMT\r\nConnection: close\r\n'
@@ -196,7 +133,7 @@ HEADERS = b'ETag: "e"\r\nLast-Modified: Tue, 24 Nov 2026 00:00:00 GMT\r\nConnect
 )  # fmt: skip
 @pytest.mark.usefixtures("seaweedfs_bucket")
 def test_odd_answers(answer: bytes, start: int, expected: type[Exception]) -> None:
-    port, server = _answering(answer)
+    port, server = answering(answer)
     options = S3Options(endpoint_url=f"http://127.0.0.1:{port}", addressing_style="path")
 
     def read() -> None:
