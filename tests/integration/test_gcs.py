@@ -7,6 +7,7 @@ import gzip
 import json
 import pickle
 import socket
+import tracemalloc
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,29 @@ def test_bodies_are_read_once(gcs_bucket: GCSBucket) -> None:
         assert body.sent == len(data)
         store.finish_upload(upload, [part])
     assert gcs_bucket.read("key") == gcs_bucket.read("parts") == data
+
+
+def test_no_copy_between_memory_and_socket(gcs_bucket: GCSBucket) -> None:
+    """Sending and receiving 24 MiB allocates less than one of the views that are handed over."""
+    data = pattern(24 * MIB)
+    target = memoryview(bytearray(len(data)))
+    with opened(gcs_bucket) as store:
+        store.put("key", body_of(b"the connection is open from here on"))
+        body = body_of(data)
+        tracemalloc.start()
+        try:
+            store.put("key", body)
+            _, sending = tracemalloc.get_traced_memory()
+            tracemalloc.reset_peak()
+            with store.read_range("key", 0, len(data)) as reader:
+                received = 0
+                while count := reader.readinto(target[received:]):
+                    received += count
+            _, receiving = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert bytes(target) == data
+    assert max(sending, receiving) < MIB
 
 
 def test_deletes_go_in_batches(gcs_bucket: GCSBucket, proxy: FaultProxy) -> None:

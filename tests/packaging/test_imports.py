@@ -7,14 +7,23 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 import dcp_core
+import dcp_gcs
 import dcp_s3
 from dcp_core.config import LoadOptions, SaveOptions
+from dcp_gcs.keywords import GCSLoadKeywords, GCSSaveKeywords
+from dcp_gcs.options import GCSOptions
 from dcp_s3.keywords import S3LoadKeywords, S3SaveKeywords
 from dcp_s3.options import S3Options
 
-SDKS = ("boto3", "botocore", "aiohttp", "google.cloud", "azure", "typer", "rich", "dcp_s3")
+SDKS = (
+    *("boto3", "botocore", "aiohttp", "google.auth", "google.cloud.storage", "requests", "azure"),
+    *("typer", "rich", "dcp_s3", "dcp_gcs"),
+)
 
 
 def python(code: str, **variables: str) -> str:
@@ -28,7 +37,7 @@ def python(code: str, **variables: str) -> str:
 def test_no_sdk_is_imported() -> None:
     code = (
         "import sys, dcp_core; from dcp_core.registry import known_schemes\n"
-        "assert 's3' in known_schemes()\n"
+        "assert {'s3', 'gs'} <= set(known_schemes())\n"
         f"print([name for name in {SDKS} if name in sys.modules])"
     )
     assert python(code).strip() == "[]"
@@ -50,9 +59,18 @@ def test_public_names() -> None:
         "CloudStorageReader", "CloudStorageWriter", "LoadOptions", "SaveOptions", "use_url_checkpoint_ids",
     }  # fmt: skip
     assert dcp_s3.__all__ == ["S3Options", "S3StorageReader", "S3StorageWriter", "backend"]
+    assert dcp_gcs.__all__ == ["GCSOptions", "GCSStorageReader", "GCSStorageWriter", "backend"]
 
 
-def test_typed_keywords_are_the_options() -> None:
-    for keywords, options in ((S3SaveKeywords, SaveOptions), (S3LoadKeywords, LoadOptions)):
-        fields = {field.name for kind in (options, S3Options) for field in dataclasses.fields(kind)}
-        assert set(keywords.__optional_keys__) == fields
+@pytest.mark.parametrize(
+    ("keywords", "options", "own"),
+    [
+        (S3SaveKeywords, SaveOptions, S3Options),
+        (S3LoadKeywords, LoadOptions, S3Options),
+        (GCSSaveKeywords, SaveOptions, GCSOptions),
+        (GCSLoadKeywords, LoadOptions, GCSOptions),
+    ],
+)
+def test_typed_keywords_are_the_options(keywords: Any, options: Any, own: Any) -> None:
+    fields = {field.name for kind in (options, own) for field in dataclasses.fields(kind)}
+    assert set(keywords.__optional_keys__) == fields

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = {"dcp_core", "dcp_s3"}
+PACKAGES = {"dcp_core", "dcp_s3", "dcp_gcs"}
 
 
 def run(*command: str, cwd: Path = ROOT, code: int = 0) -> str:
@@ -63,7 +63,9 @@ def test_entry_points(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         (name,) = [name for name in archive.namelist() if name.endswith("entry_points.txt")]
         text = archive.read(name).decode()
-    assert "[dcp_core.backends]\ns3 = dcp_s3:backend" in text
+    assert "[dcp_core.backends]\n" in text
+    for entry in ("s3 = dcp_s3:backend", "gs = dcp_gcs:backend"):
+        assert f"\n{entry}\n" in text
     assert "dcp-cloud = dcp_core.cli:main" in text
 
 
@@ -78,15 +80,16 @@ def in_site(installed: Path, code: str, tmp_path: Path) -> str:
 
 
 def test_installed_packages_import(installed: Path, tmp_path: Path) -> None:
-    code = "import dcp_core, dcp_s3; print(dcp_core.__file__, dcp_s3.__file__)"
-    assert in_site(installed, code, tmp_path).count(str(installed)) == 2
+    names = ", ".join(sorted(PACKAGES))
+    code = f"import {names}; print(*(package.__file__ for package in ({names})))"
+    assert in_site(installed, code, tmp_path).count(str(installed)) == len(PACKAGES)
     code = "\ntry: import backends\nexcept ImportError: print('no backends')"
     assert in_site(installed, code, tmp_path).strip() == "no backends"
 
 
 def test_command(seaweedfs_bucket: object) -> None:
     assert "gc" in run(str(Path(sys.executable).parent / "dcp-cloud"), "--help")
-    assert run(str(Path(sys.executable).parent / "dcp-cloud"), "schemes").strip() == "s3://"
+    assert run(str(Path(sys.executable).parent / "dcp-cloud"), "schemes").split() == ["gs://", "s3://"]
 
 
 def check_types(installed: Path, consumer: str, code: int) -> str:
