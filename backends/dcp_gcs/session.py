@@ -84,6 +84,8 @@ class Session:
             allow_redirects=False,
         )
         if answer.status_code >= 300:
+            # read here, where a connection that breaks meanwhile is an error of the request like any other
+            _ = answer.content
             raise requests.HTTPError(response=answer)
         return answer
 
@@ -105,7 +107,8 @@ class _RewindingSession(AuthorizedSession):  # type: ignore[misc]  # google-auth
 class _Adapter(requests.adapters.HTTPAdapter):
     """Connections that repeat nothing and let no send take longer than ``stall_timeout``.
 
-    urllib3 sends with the time limit for connecting, whose value suits neither a dead nor a slow link.
+    urllib3 sends with the time limit for connecting, whose value suits neither a dead nor a slow link, and
+    still does so through an HTTP proxy and with a client certificate.
     """
 
     def __init__(self, stall_timeout: float, connections: int) -> None:

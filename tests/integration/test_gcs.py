@@ -325,6 +325,23 @@ def test_anonymous_callers_of_a_private_bucket(private: GCSBucket) -> None:
         assert "Anonymous caller" in str(error)
 
 
+def test_project_to_bill_goes_before_that_of_the_credentials(private: GCSBucket, proxy: FaultProxy) -> None:
+    content = json.loads(private.server.key_file("admin").read_text()) | {"quota_project_id": "other"}
+    path = private.server.folder / "with-project.json"
+    path.write_text(json.dumps(content))
+    with opened(private, credentials_file=str(path), user_project="billed") as store:
+        store.put("key", body_of(b"x"))
+    assert proxy.requests[-1].headers["x-goog-user-project"] == "billed"
+
+
+def test_error_whose_text_breaks_off(gcs_bucket: GCSBucket, proxy: FaultProxy) -> None:
+    gcs_bucket.allow(objectViewer=["allUsers"])
+    proxy.add(Fault("reset_response", operation="PutObject", after=20))
+    with opened(gcs_bucket) as store, pytest.raises(TransientError, match="PutObject"):
+        store.put("key", body_of(b"x"))
+    assert [seen.fault for seen in proxy.requests] == ["reset_response"]
+
+
 def test_default_credentials(private: GCSBucket, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without an emulator's variable the SDK finds the key, and the endpoint is an option."""
     monkeypatch.delenv("STORAGE_EMULATOR_HOST")
@@ -400,7 +417,9 @@ def test_token_that_ended_is_renewed(private: GCSBucket, proxy: FaultProxy) -> N
         revoke(private.server, store._session._http.credentials.token)
         store.put("small", body_of(b"small"))
         assert store.get("small")[0] == b"small"
-        assert store.get("key")[0] == pattern(3 * MIB)
+        revoke(private.server, store._session._http.credentials.token)
+        with store.read_range("key", 1, 3 * MIB) as reader:
+            assert read_all(reader, 3 * MIB) == pattern(3 * MIB)[1:]
     assert [seen.status for seen in proxy.requests if seen.operation == "UploadPart"] == [401, 200]
 
 
