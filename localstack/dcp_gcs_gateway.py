@@ -247,11 +247,12 @@ class Gateway:
             self._check(
                 request, target.bucket, "objects.delete" if request.method == "DELETE" else "objects.get"
             )
-            async with self._lock(target):
-                wanted = target.query.get("ifGenerationMatch")
-                if wanted is not None and int(wanted) != await self._emulator.generation(target):
-                    raise _CHANGED
-                return await self._forward(request, request.raw_path)
+            wanted = target.query.get("ifGenerationMatch")
+            if wanted is not None:
+                async with self._lock(target):
+                    if int(wanted) != await self._emulator.generation(target):
+                        raise _CHANGED
+                    return await self._forward(request, request.raw_path)
         elif path.endswith("/o"):
             self._check(request, target.bucket, "objects.list")
         return await self._forward(request, request.raw_path)

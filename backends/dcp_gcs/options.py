@@ -12,6 +12,9 @@ __all__ = ["GCSOptions"]
 #: https://docs.cloud.google.com/kms/docs/getting-resource-ids
 _KMS_KEY = re.compile(r"projects/[^/]+/locations/[^/]+/keyRings/[^/]+/cryptoKeys/[^/]+")
 
+#: What a header can carry without quotes.
+_HEADER_VALUE = re.compile(r"[!-~]+")
+
 
 @dataclass(frozen=True)
 class GCSOptions:
@@ -60,5 +63,12 @@ class GCSOptions:
             raise ConfigurationError(
                 f"endpoint_url must start with http:// or https://, got {self.endpoint_url!r}"
             )
+        for name in ("access_token", "user_project", "storage_class", "kms_key_name"):
+            value = getattr(self, name)
+            # not shown: it may be the token, with the line end of the file that it was read from
+            if value is not None and not _HEADER_VALUE.fullmatch(value):
+                raise ConfigurationError(
+                    f"{name} is empty, or has white space or other characters than ASCII's"
+                )
         if self.connect_timeout <= 0 or self.stall_timeout <= 0:
             raise ConfigurationError("connect_timeout and stall_timeout must be positive")

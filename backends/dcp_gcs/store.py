@@ -130,7 +130,7 @@ class GCSStore(ObjectStore):
         They are decompressed on the way, which ignores ranges:
         https://docs.cloud.google.com/storage/docs/transcoding
         """
-        encoding = answer.headers.get("x-goog-stored-content-encoding", "identity")
+        encoding = answer.headers.get("x-goog-stored-content-encoding") or "identity"
         if encoding != "identity":
             raise UnsupportedError(
                 f"GetObject: the object is stored with Content-Encoding {encoding!r}, so no range of it can "
@@ -281,14 +281,19 @@ class GCSStore(ObjectStore):
             ) from error
 
     def _document(self, operation: str, key: str, answer: requests.Response) -> ElementTree.Element:
+        """The XML document that an answer consists of."""
         try:
-            return ElementTree.fromstring(answer.content)
+            root = ElementTree.fromstring(answer.content)
         except ElementTree.ParseError as error:
             raise UnsupportedError(
                 f"{operation}: the answer is no XML document: the endpoint is not Google's XML API",
                 bucket=self.bucket,
                 key=key,
             ) from error
+        # S3's API reports what goes wrong late after a status of 200, and this one is modelled on it
+        if root.tag.rpartition("}")[2] == "Error":
+            raise error_of_answer(operation, answer.status_code, answer.content, bucket=self.bucket, key=key)
+        return root
 
 
 def _new_object(options: GCSOptions) -> dict[str, str]:

@@ -38,7 +38,7 @@ from dcp_core import (
     UnsupportedError,
 )
 from dcp_core.format.checksum import crc32c
-from dcp_core.store import ReplaceVersion
+from dcp_core.store import Part, ReplaceVersion, Upload
 from dcp_core.testing.contract import body_of, pattern, read_all
 from dcp_gcs import GCSOptions, GCSStorageReader, GCSStorageWriter
 from dcp_gcs.store import GCSStore
@@ -204,8 +204,14 @@ HEADERS = b"x-goog-generation: 1\r\nConnection: close\r\n"
             ConfigurationError,
         ),
         (b"SSH-2.0-OpenSSH_9.9\r\n", 0, TransientError),
+        (
+            b"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 0-9/99\r\nTransfer-Encoding: chunked\r\n"
+            + HEADERS + b"\r\na\r\n0123456789\r\n0\r\n\r\n",
+            0,
+            UnsupportedError,
+        ),
     ],
-    ids=["range ignored", "cut short", "no generation", "redirect", "not HTTP"],
+    ids=["range ignored", "cut short", "no generation", "redirect", "not HTTP", "no length"],
 )  # fmt: skip
 @pytest.mark.usefixtures("gcs_bucket")
 def test_odd_answers(answer: bytes, start: int, expected: type[Exception]) -> None:
@@ -219,6 +225,18 @@ def test_odd_answers(answer: bytes, start: int, expected: type[Exception]) -> No
     with contextlib.closing(server), contextlib.closing(GCSStore("bucket", options)) as store:
         with pytest.raises(expected):
             read()
+        server.shutdown(socket.SHUT_RDWR)
+
+
+def test_completion_that_fails_late(gcs_bucket: GCSBucket) -> None:
+    """An error in the body of an answer with status 200 is an error."""
+    body = b"<Error><Code>InternalError</Code><Message>later</Message></Error>"
+    head = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body)
+    port, server = answering(head + body)
+    options = {"endpoint_url": f"http://127.0.0.1:{port}", "anonymous": True}
+    with contextlib.closing(server), opened(gcs_bucket, **options) as store:
+        with pytest.raises(TransientError, match="later"):
+            store.finish_upload(Upload("key", "1"), [Part(1, 1, "tag", 0)])
         server.shutdown(socket.SHUT_RDWR)
 
 
@@ -486,7 +504,8 @@ def test_right_url(url: str) -> None:
     [
         {"kms_key_name": "my-key"}, {"endpoint_url": "storage.example.com"}, {"stall_timeout": 0},
         {"connect_timeout": -1}, {"anonymous": True, "access_token": "hush"},
-        {"credentials_file": "f", "anonymous": True},
+        {"credentials_file": "f", "anonymous": True}, {"access_token": "hush\n"}, {"user_project": "prøject"},
+        {"storage_class": ""}, {"kms_key_name": f"{KMS_KEY} "},
     ],
 )  # fmt: skip
 def test_impossible_options(options: dict[str, Any]) -> None:
