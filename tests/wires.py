@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import threading
 
 from dcp_core.store import Body
@@ -23,10 +24,11 @@ class CountingBody(Body):
 
 
 class Listener:
-    """Counts connections and passes bytes on to a server."""
+    """Counts connections and passes bytes on to a server; with ``tls`` it speaks TLS to its clients."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, tls: ssl.SSLContext | None = None) -> None:
         self.accepted = 0
+        self._tls = tls
         self._upstream = port
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.port = self._socket.getsockname()[1]
@@ -39,9 +41,19 @@ class Listener:
             except OSError:
                 return
             self.accepted += 1
-            server = socket.create_connection(("127.0.0.1", self._upstream))
-            for source, sink in ((client, server), (server, client)):
-                threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        # a client that does not trust the certificate ends here
+        with contextlib.suppress(OSError), contextlib.ExitStack() as held:
+            held.enter_context(client)
+            if self._tls is not None:
+                client = held.enter_context(self._tls.wrap_socket(client, server_side=True))
+            server = held.enter_context(socket.create_connection(("127.0.0.1", self._upstream)))
+            back = threading.Thread(target=self._pump, args=(server, client), daemon=True)
+            back.start()
+            self._pump(client, server)
+            back.join()
 
     @staticmethod
     def _pump(source: socket.socket, sink: socket.socket) -> None:

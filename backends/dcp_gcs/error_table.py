@@ -8,6 +8,7 @@ the JSON API, everything else through the XML API.
 from __future__ import annotations
 
 import http.client
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -145,6 +146,11 @@ _EXCEPTIONS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], _Kind, s
         ConfigurationError,
         "the endpoint is no URL: endpoint_url and STORAGE_EMULATOR_HOST start with http:// or https://",
     ),
+    (
+        ssl.SSLCertVerificationError,
+        ConfigurationError,
+        "the endpoint's certificate is not trusted: set ca_bundle=, or correct the endpoint",
+    ),
     (sdk.SSLError, TransientError, "the TLS connection failed"),
     (sdk.ConnectTimeout, TransientError, "the endpoint could not be reached"),
     (sdk.ReadTimeout, TransientError, "no byte moved within stall_timeout"),
@@ -220,8 +226,10 @@ def _from_exception(error: Exception, operation: str, bucket: str, key: str | No
     if isinstance(error, auth.GoogleAuthError) and error.retryable:
         return TransientError(f"{operation}: the token server failed ({error})", bucket=bucket, key=key)
     root = _root(error)
-    # requests has no type of its own for a send that timed out
-    known = root if type(error) is sdk.ConnectionError and isinstance(root, TimeoutError) else error
+    # requests has no types of its own for a certificate that is not trusted and a send that timed out
+    untrusted = isinstance(root, ssl.SSLCertVerificationError)
+    stalled = type(error) is sdk.ConnectionError and isinstance(root, TimeoutError)
+    known = root if untrusted or stalled else error
     for kinds, kind, advice in _EXCEPTIONS:
         if isinstance(known, kinds):
             return kind(f"{operation}: {advice} ({error})", bucket=bucket, key=key)

@@ -54,6 +54,8 @@ class Session:
             credentials = credentials.with_quota_project(options.user_project)
         self._http = _authorised(credentials, options, concurrency)
         self._timeout = (options.connect_timeout, options.stall_timeout)
+        # given with each request: the session's own setting yields to REQUESTS_CA_BUNDLE
+        self._verify: bool | str = (options.ca_bundle or True) if options.verify_tls else False
 
     def send(
         self,
@@ -80,6 +82,7 @@ class Session:
             data=body,
             headers=headers,
             timeout=(connect, stall_timeout or stall),
+            verify=self._verify,
             stream=stream,
             allow_redirects=False,
         )
@@ -157,7 +160,6 @@ def _authorised(credentials: Credentials, options: GCSOptions, concurrency: int)
     for scheme in ("https://", "http://"):
         session.mount(scheme, _Adapter(options.stall_timeout, concurrency + 2))
     session.configure_mtls_channel()
-    session.verify = (options.ca_bundle or True) if options.verify_tls else False
     # the bytes as they are stored: no compression on the way
     session.headers["Accept-Encoding"] = "identity"
     session.headers["User-Agent"] = ClientInfo(user_agent="dcp-cloud").to_user_agent()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import ipaddress
 import json
 import pickle
 import socket
+import ssl
 import tracemalloc
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -18,7 +20,11 @@ import requests
 import scenarios
 import torch
 import torch.distributed.checkpoint as dcp
+import urllib3
 from conftest import Bucket
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from dcp_fault_proxy import Fault, FaultProxy
 from dcp_gcs_servers import GCSServer
 from gcs_bucket import GCSBucket
@@ -167,7 +173,6 @@ def test_deletes_go_in_batches(gcs_bucket: GCSBucket, proxy: FaultProxy) -> None
     assert gcs_bucket.keys() == []
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # the listener's own sockets
 def test_connections_are_used_again(gcs_bucket: GCSBucket) -> None:
     gcs_bucket.write("key", pattern(MIB))
     listener = Listener(gcs_bucket.server.port)
@@ -178,6 +183,51 @@ def test_connections_are_used_again(gcs_bucket: GCSBucket) -> None:
                 assert read_all(reader, 70_000) == pattern(MIB)[start : start + 70_000]
             store.put("small", body_of(b"x"))
         assert listener.accepted == 1
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """A key and a certificate for 127.0.0.1 that signs itself, in one file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "dcp-cloud test")])
+    now = datetime.now(timezone.utc)
+    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    signed = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    path = tmp_path / "certificate.pem"
+    path.write_bytes(secret + signed.public_bytes(pem))
+    return path
+
+
+def test_tls(gcs_bucket: GCSBucket, certificate: Path) -> None:
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate)
+    listener = Listener(gcs_bucket.server.port, tls)
+    options = {"endpoint_url": f"https://127.0.0.1:{listener.port}", "anonymous": True}
+    data = pattern(3 * MIB)
+    with contextlib.closing(listener):
+        with opened(gcs_bucket, **options, ca_bundle=str(certificate)) as store:
+            store.put("key", body_of(data))
+            with store.read_range("key", 1, len(data)) as reader:
+                assert read_all(reader, len(data)) == data[1:]
+            assert listener.accepted == 1
+        with opened(gcs_bucket, **options) as store, pytest.raises(ConfigurationError, match="ca_bundle"):
+            store.head("key")
+        insecure = urllib3.exceptions.InsecureRequestWarning
+        with opened(gcs_bucket, **options, verify_tls=False) as store, pytest.warns(insecure):
+            assert store.head("key").size == len(data)
 
 
 HEADERS = b"x-goog-generation: 1\r\nConnection: close\r\n"

@@ -102,7 +102,6 @@ def test_bodies_are_read_once(seaweedfs_bucket: Bucket) -> None:
     assert seaweedfs_bucket.read("key") == seaweedfs_bucket.read("parts") == data
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # the listener's own sockets
 def test_connections_are_used_again(seaweedfs_bucket: Bucket) -> None:
     seaweedfs_bucket.write("key", pattern(MIB))
     listener = Listener(seaweedfs_bucket.server.port)
