@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -84,7 +85,7 @@ class GCSServer(Server):
 
     def make_bucket(self, name: str) -> None:
         """Create a bucket; one that is there already is no error."""
-        with self.client() as client:
+        with contextlib.closing(self.client()) as client:
             if client.lookup_bucket(name) is None:
                 client.create_bucket(name)
 

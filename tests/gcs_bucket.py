@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -112,7 +113,7 @@ def gcs_bucket(gcs: GCSServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[GCSB
         monkeypatch.setenv(variable, value)
     # nothing may look for credentials at a metadata server
     monkeypatch.setenv("NO_GCE_CHECK", "true")
-    with gcs.client() as client:
+    with contextlib.closing(gcs.client()) as client:
         bucket = GCSBucket(gcs, name, client)
         yield bucket
         bucket.remove()

@@ -139,7 +139,7 @@ _EXCEPTIONS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], _Kind, s
         CredentialsError,
         "no access token could be obtained: log in again, replace the key, or set this machine's clock",
     ),
-    ((auth.TransportError, auth.TimeoutError), TransientError, "the token server could not be reached"),
+    (auth.TransportError, TransientError, "the token server could not be reached"),
     (auth.GoogleAuthError, CredentialsError, _NO_CREDENTIALS),
     (
         (sdk.InvalidURL, sdk.MissingSchema, sdk.InvalidSchema),
