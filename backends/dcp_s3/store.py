@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -32,9 +32,9 @@ from dcp_core.store import (
     Upload,
     UploadInfo,
 )
+from dcp_core.store_http import HttpRangeReader
 from dcp_s3.error_table import mapped
 from dcp_s3.options import S3Options
-from dcp_s3.ranges import S3RangeReader
 
 __all__ = ["S3Store"]
 
@@ -82,7 +82,7 @@ class S3Store(ObjectStore):
     @contextmanager
     def read_range(
         self, key: str, start: int, stop: int, *, version: str | None = None
-    ) -> Iterator[S3RangeReader]:
+    ) -> Iterator[HttpRangeReader]:
         wanted: dict[str, Any] = {"Range": _http_range(start, stop)}
         if version is not None:
             wanted["IfMatch"] = version
@@ -94,7 +94,7 @@ class S3Store(ObjectStore):
         finally:
             reader.close()
 
-    def _range_reader(self, key: str, start: int, answer: dict[str, Any]) -> S3RangeReader:
+    def _range_reader(self, key: str, start: int, answer: dict[str, Any]) -> HttpRangeReader:
         length, content_range = answer["ContentLength"], answer.get("ContentRange")
         if content_range is None and start != 0:
             answer["Body"].close()
@@ -105,7 +105,15 @@ class S3Store(ObjectStore):
             )
         size = length if content_range is None else int(content_range.rpartition("/")[2])
         info = ObjectInfo(key, size, answer["ETag"], answer["LastModified"])
-        return S3RangeReader(info, answer["Body"], length, self.bucket)
+        return HttpRangeReader(
+            info,
+            # botocore's StreamingBody copies; the urllib3 answer in it has kept this name since botocore 1.10
+            getattr(answer["Body"], "_raw_stream", answer["Body"]),
+            length,
+            operation="GetObject",
+            bucket=self.bucket,
+            mapped=partial(mapped, "GetObject", self.bucket, key),
+        )
 
     def put(self, key: str, body: Body, condition: Condition | None = None) -> ObjectInfo:
         with mapped("PutObject", self.bucket, key):

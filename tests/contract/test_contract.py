@@ -7,10 +7,13 @@ from collections.abc import Iterator
 
 import pytest
 from conftest import Bucket
+from gcs_bucket import GCSBucket
 
 from dcp_core.store import ObjectStore
 from dcp_core.testing import MemoryStore, StoreContract
 from dcp_core.testing.contract import ODD_KEYS, RawBucket, body_of
+from dcp_gcs.options import GCSOptions
+from dcp_gcs.store import GCSStore
 from dcp_s3.options import S3Options
 from dcp_s3.store import S3Store
 
@@ -70,5 +73,19 @@ class TestLocalStack(StoreContract):
     @pytest.fixture
     def store(self, localstack_bucket: Bucket) -> Iterator[ObjectStore]:
         store = S3Store(localstack_bucket.name, S3Options())
+        yield store
+        store.close()
+
+
+class TestGCS(StoreContract):
+    odd_keys = (*ODD_KEYS, "a//b", "/leading", "trailing/", "../up")
+
+    @pytest.fixture
+    def raw(self, gcs_bucket: GCSBucket) -> RawBucket:
+        return gcs_bucket
+
+    @pytest.fixture
+    def store(self, gcs_bucket: GCSBucket) -> Iterator[ObjectStore]:
+        store = GCSStore(gcs_bucket.name, GCSOptions())
         yield store
         store.close()

@@ -7,27 +7,25 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 import dcp_azure
 import dcp_core
+import dcp_gcs
 import dcp_s3
 from dcp_azure.keywords import AzureLoadKeywords, AzureSaveKeywords
 from dcp_azure.options import AzureOptions
 from dcp_core.config import LoadOptions, SaveOptions
+from dcp_gcs.keywords import GCSLoadKeywords, GCSSaveKeywords
+from dcp_gcs.options import GCSOptions
 from dcp_s3.keywords import S3LoadKeywords, S3SaveKeywords
 from dcp_s3.options import S3Options
 
 SDKS = (
-    "boto3",
-    "botocore",
-    "aiohttp",
-    "google.cloud",
-    "azure",
-    "requests",
-    "typer",
-    "rich",
-    "dcp_s3",
-    "dcp_azure",
+    *("boto3", "botocore", "aiohttp", "google.auth", "google.cloud.storage", "requests", "azure"),
+    *("typer", "rich", "dcp_s3", "dcp_gcs", "dcp_azure"),
 )
 
 
@@ -42,7 +40,7 @@ def python(code: str, **variables: str) -> str:
 def test_no_sdk_is_imported() -> None:
     code = (
         "import sys, dcp_core; from dcp_core.registry import known_schemes\n"
-        "assert {'s3', 'az'} <= set(known_schemes())\n"
+        "assert {'s3', 'gs', 'az'} <= set(known_schemes())\n"
         f"print([name for name in {SDKS} if name in sys.modules])"
     )
     assert python(code).strip() == "[]"
@@ -65,14 +63,20 @@ def test_public_names() -> None:
     }  # fmt: skip
     assert dcp_azure.__all__ == ["AzureOptions", "AzureStorageReader", "AzureStorageWriter", "backend"]
     assert dcp_s3.__all__ == ["S3Options", "S3StorageReader", "S3StorageWriter", "backend"]
+    assert dcp_gcs.__all__ == ["GCSOptions", "GCSStorageReader", "GCSStorageWriter", "backend"]
 
 
-def test_typed_keywords_are_the_options() -> None:
-    for keywords, options, store_options in (
+@pytest.mark.parametrize(
+    ("keywords", "options", "own"),
+    [
         (S3SaveKeywords, SaveOptions, S3Options),
         (S3LoadKeywords, LoadOptions, S3Options),
+        (GCSSaveKeywords, SaveOptions, GCSOptions),
+        (GCSLoadKeywords, LoadOptions, GCSOptions),
         (AzureSaveKeywords, SaveOptions, AzureOptions),
         (AzureLoadKeywords, LoadOptions, AzureOptions),
-    ):
-        fields = {field.name for kind in (options, store_options) for field in dataclasses.fields(kind)}
-        assert set(keywords.__optional_keys__) == fields
+    ],
+)
+def test_typed_keywords_are_the_options(keywords: Any, options: Any, own: Any) -> None:
+    fields = {field.name for kind in (options, own) for field in dataclasses.fields(kind)}
+    assert set(keywords.__optional_keys__) == fields

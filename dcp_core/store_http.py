@@ -1,0 +1,78 @@
+"""Receiving the body of an HTTP answer straight into memory, for backends on urllib3.
+
+urllib3's own ``readinto`` and what SDKs wrap around it copy every byte at least once in user space. The
+``http.client`` response below has a ``readinto`` that ends in ``recv_into``. It is reached through urllib3's
+private attribute ``_fp``, which has kept its name since urllib3 1.21; where it is missing, or the answer is
+chunked or encoded, urllib3's public interface serves.
+"""
+
+from __future__ import annotations
+
+import http.client
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+from dcp_core.errors import TransientError
+from dcp_core.store import ObjectInfo
+
+__all__ = ["HttpRangeReader"]
+
+
+class HttpRangeReader:
+    """A :class:`~dcp_core.store.RangeReader` on a ``urllib3.HTTPResponse``.
+
+    Args:
+        info: the object that the bytes come from.
+        raw: the answer, of which nothing has been read yet.
+        expected: the number of bytes that the answer promises.
+        operation: name of the request, for errors.
+        bucket: where the object is, for errors.
+        mapped: makes the context in which the backend turns errors of the connection into ours.
+    """
+
+    def __init__(
+        self,
+        info: ObjectInfo,
+        raw: Any,
+        expected: int,
+        *,
+        operation: str,
+        bucket: str,
+        mapped: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        self.info = info
+        self._raw = raw
+        self._left = expected
+        self._operation = operation
+        self._bucket = bucket
+        self._mapped = mapped
+        self._source = _socket_response(raw) or raw
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Receive into ``buffer``; 0 at the end."""
+        if self._left == 0 or buffer.nbytes == 0:
+            return 0
+        with self._mapped():
+            count = int(self._source.readinto(buffer[: self._left]) or 0)
+        if count == 0:
+            raise TransientError(
+                f"{self._operation}: the answer ended {self._left} bytes early",
+                bucket=self._bucket,
+                key=self.info.key,
+            )
+        self._left -= count
+        return count
+
+    def close(self) -> None:
+        """Give the connection back if everything was read, else drop it."""
+        if self._left == 0 and hasattr(self._raw, "release_conn"):
+            self._raw.release_conn()
+        self._raw.close()
+
+
+def _socket_response(raw: Any) -> http.client.HTTPResponse | None:
+    response = getattr(raw, "_fp", None)
+    if not isinstance(response, http.client.HTTPResponse) or response.chunked:
+        return None
+    return None if response.headers.get("Content-Encoding") in ("gzip", "deflate", "br", "zstd") else response
