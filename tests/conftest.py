@@ -13,8 +13,6 @@ from dcp_fault_proxy import FaultProxy
 from dcp_s3_servers import LocalStack, S3Server, SeaweedFS
 from ranks import Ranks
 
-pytest.register_assert_rewrite("dcp_core.testing.contract")
-
 _numbers = itertools.count(1)
 
 
