@@ -19,7 +19,7 @@ import gzip
 import re
 import ssl
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.utils import formatdate
 from pathlib import Path
@@ -58,6 +58,8 @@ class WebServer:
         cut_after: bytes of a body after which the connection is cut, for the next ``cuts`` answers.
         redirects: path prefix → the URL that takes its place.
         redirect_status: status of redirects.
+        before: called with each request before it is looked at.
+        seen: the requests, in order.
         connections: ports of the clients' ends.
         statuses: answers to the next requests, before anything else is looked at.
     """
@@ -74,6 +76,7 @@ class WebServer:
         self.redirects: Mapping[str, str] = {}
         self.redirect_status = 302
         self.statuses: list[int] = []
+        self.before: Callable[[Asked], object] = lambda _: None
         self.seen: list[Asked] = []
         self.connections: set[int] = set()
         self.port = 0
@@ -123,6 +126,7 @@ class WebServer:
         path, _, query = request.raw_path.partition("?")
         asked = Asked(request.method, path, query, dict(request.headers))
         self.seen.append(asked)
+        self.before(asked)
         assert request.transport is not None
         self.connections.add(request.transport.get_extra_info("peername")[1])
         response = self._refusal(asked)
