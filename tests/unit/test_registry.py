@@ -37,7 +37,7 @@ def test_another_distribution_adds_a_scheme(site: Path) -> None:
         "from dcp_core.testing import MemoryBackend\nbackend = MemoryBackend()\n"
     )
     distribution(site, "strange-store", "strange = strange_store:backend")
-    assert known_schemes() == ["s3", "strange"]
+    assert known_schemes() == ["http", "https", "s3", "strange"]
     assert "strange_store" not in sys.modules
     assert isinstance(find_backend("strange"), MemoryBackend)
     assert CloudStorageWriter("strange://bucket/x").checkpoint_id == "strange://bucket/x"
