@@ -1,4 +1,4 @@
-"""The example backend as its users get it: built, installed, found by its entry point, keeping the contract."""
+"""The example backend as its users get it: built, installed, found by its entry point, and tested."""
 
 from __future__ import annotations
 
