@@ -29,12 +29,15 @@ def run(code: str, environment: dict[str, str]) -> None:
 
 
 def test_every_section_has_an_example() -> None:
-    assert len(EXAMPLES) == (ROOT / "docs/examples.md").read_text().count("\n## ") == 8
+    assert len(EXAMPLES) == (ROOT / "docs/examples.md").read_text().count("\n## ") == 9
 
 
 @pytest.mark.parametrize("title", EXAMPLES)
-def test_example(seaweedfs_bucket: Bucket, title: str) -> None:
-    run(f"BUCKET = {seaweedfs_bucket.name!r}\n{EXAMPLES[title]}", seaweedfs_bucket.environment)
+def test_example(seaweedfs_bucket: Bucket, title: str, tmp_path: Path) -> None:
+    run(
+        f"BUCKET, FOLDER = {seaweedfs_bucket.name!r}, {str(tmp_path)!r}\n{EXAMPLES[title]}",
+        seaweedfs_bucket.environment,
+    )
 
 
 def test_readme(seaweedfs_bucket: Bucket) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = {"dcp_core", "dcp_s3"}
+PACKAGES = {"dcp_core", "dcp_http", "dcp_s3"}
 
 
 def run(*command: str, cwd: Path = ROOT, code: int = 0) -> str:
@@ -63,7 +63,8 @@ def test_entry_points(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         (name,) = [name for name in archive.namelist() if name.endswith("entry_points.txt")]
         text = archive.read(name).decode()
-    assert "[dcp_core.backends]\ns3 = dcp_s3:backend" in text
+    schemes = text[text.index("[dcp_core.backends]") :].split("\n\n")[0].splitlines()[1:]
+    assert {"http = dcp_http:backend", "https = dcp_http:backend", "s3 = dcp_s3:backend"} <= set(schemes)
     assert "dcp-cloud = dcp_core.cli:main" in text
 
 
@@ -78,15 +79,49 @@ def in_site(installed: Path, code: str, tmp_path: Path) -> str:
 
 
 def test_installed_packages_import(installed: Path, tmp_path: Path) -> None:
-    code = "import dcp_core, dcp_s3; print(dcp_core.__file__, dcp_s3.__file__)"
-    assert in_site(installed, code, tmp_path).count(str(installed)) == 2
+    code = f"import {', '.join(PACKAGES)}; print({', '.join(f'{name}.__file__' for name in PACKAGES)})"
+    assert in_site(installed, code, tmp_path).count(str(installed)) == len(PACKAGES)
     code = "\ntry: import backends\nexcept ImportError: print('no backends')"
     assert in_site(installed, code, tmp_path).strip() == "no backends"
 
 
+def test_one_extra_does_without_the_others(installed: Path, tmp_path: Path) -> None:
+    """With the packages of the extra s3 alone, s3:// works, and http:// says what to install."""
+    absent = ("aiohttp", "yarl", "google.cloud", "azure", "typer", "rich", "pytest")
+    code = (
+        f"for name in {absent}: sys.modules[name] = None\n"
+        "import dcp_core\n"
+        "print(dcp_core.CloudStorageWriter('s3://bucket/x', region='eu-west-1')._endpoint.store().bucket)\n"
+        "for url in ('http://host/x', 'https://host/x'):\n"
+        "    try: dcp_core.CloudStorageReader(url)\n"
+        "    except dcp_core.MissingExtraError as error: print(error)\n"
+    )
+    said = in_site(installed, code, tmp_path).splitlines()
+    assert said[0] == "bucket"
+    assert len(said) == 3
+    for line in said[1:]:
+        assert "aiohttp" in line
+        assert line.endswith("pip install 'dcp-cloud[http]'")
+
+
+def test_extras_name_what_the_backends_import(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith("METADATA")]
+        lines = archive.read(name).decode().splitlines()
+    wanted = [line for line in lines if line.startswith("Requires-Dist")]
+    assert any("boto3" in line and "extra == 's3'" in line for line in wanted)
+    assert any("aiohttp" in line and "extra == 'http'" in line for line in wanted)
+    always = [line for line in wanted if "extra ==" not in line]
+    assert {line.split()[1].split(">")[0].split("<")[0] for line in always} == {"torch", "awscrt"}
+
+
 def test_command(seaweedfs_bucket: object) -> None:
     assert "gc" in run(str(Path(sys.executable).parent / "dcp-cloud"), "--help")
-    assert run(str(Path(sys.executable).parent / "dcp-cloud"), "schemes").strip() == "s3://"
+    assert run(str(Path(sys.executable).parent / "dcp-cloud"), "schemes").split() == [
+        "http://",
+        "https://",
+        "s3://",
+    ]
 
 
 def check_types(installed: Path, consumer: str, code: int) -> str:
@@ -109,4 +144,4 @@ def test_a_right_consumer_type_checks(installed: Path) -> None:
 def test_a_wrong_consumer_does_not(installed: Path) -> None:
     said = check_types(installed, "wrong.py", 1)
     wrong = {line.split(":")[1] for line in said.splitlines() if ": error:" in line}
-    assert wrong == {"4", "5", "6", "7", "8"}, said
+    assert wrong == {"5", "6", "7", "8", "9", "10", "11"}, said
