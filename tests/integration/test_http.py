@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import ssl
 import subprocess
 import sys
@@ -20,6 +22,7 @@ import trustme
 from conftest import Bucket
 from dcp_fault_proxy import Fault, FaultProxy
 from dcp_http_servers import Asked, WebServer
+from dcp_s3_servers import SeaweedFS
 from ranks import Ranks
 from torch.distributed.checkpoint.api import CheckpointException
 from web import Folder
@@ -49,13 +52,29 @@ def state() -> dict[str, Any]:
     return {"large": scenarios.noise(1, (6, 1024, 256)), "small": scenarios.noise(2, (10,)), "step": 4}
 
 
-@pytest.fixture
-def folder(seaweedfs_bucket: Bucket, tmp_path: Path) -> Folder:
+@pytest.fixture(scope="module")
+def saved(seaweedfs: SeaweedFS, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint, saved to S3 and copied object by object."""
-    dcp.save(state(), storage_writer=CloudStorageWriter(f"{seaweedfs_bucket.url}/run"))
-    folder = Folder(tmp_path)
-    folder.copy(seaweedfs_bucket, "run/")
-    return folder
+    folder = Folder(tmp_path_factory.mktemp("saved"))
+    seaweedfs.make_bucket("http-tests")
+    with contextlib.closing(seaweedfs.client()) as client:
+        bucket = Bucket(seaweedfs, "http-tests", client)
+        writer = CloudStorageWriter(
+            f"{bucket.url}/run",
+            endpoint_url=seaweedfs.endpoint,
+            access_key_id=seaweedfs.access_key,
+            secret_access_key=seaweedfs.secret_key,
+        )
+        dcp.save(state(), storage_writer=writer)
+        folder.copy(bucket, "run/")
+        bucket.remove()
+    return folder.path
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Folder:
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
+    return Folder(tmp_path)
 
 
 @pytest.fixture
@@ -352,8 +371,9 @@ def test_http_asked_of_a_tls_port(tls_server: tuple[WebServer, str]) -> None:
     error_of(TransientError, f"http://localhost:{tls_server[0].port}/run?{SECRET}", attempts=1)
 
 
-def test_presigned_urls_of_s3(seaweedfs_bucket: Bucket, folder: Folder) -> None:
+def test_presigned_urls_of_s3(seaweedfs_bucket: Bucket) -> None:
     """Signed for GET alone, one object each, by a store that checks signatures."""
+    dcp.save(state(), storage_writer=CloudStorageWriter(f"{seaweedfs_bucket.url}/run"))
     urls = {
         key.removeprefix("run/"): seaweedfs_bucket.client.generate_presigned_url(
             "get_object", Params={"Bucket": seaweedfs_bucket.name, "Key": key}, ExpiresIn=600
