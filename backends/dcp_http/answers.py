@@ -8,9 +8,11 @@ stops reading from the socket at twice that, and the server is held back by TCP.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from email.utils import parsedate_to_datetime
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from yarl import URL
@@ -23,6 +25,7 @@ from dcp_http.loop import LoopThread
 __all__ = ["READ_BUFFER", "HTTPRangeReader", "follow", "info_of"]
 
 READ_BUFFER = 512 * 1024
+_SENDABLE = re.compile(r"[!-~]*")
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
@@ -43,7 +46,7 @@ async def follow(
     origin, followed = url.origin(), 0
     while True:
         sent = {**headers, **private} if url.origin() == origin else headers
-        answer = await session.request(method, url, headers=sent, allow_redirects=False)
+        answer = await session.request(method, url, headers=sent, allow_redirects=False, proxy=_proxy_of(url))
         place = answer.headers.get("Location")
         if answer.status not in _REDIRECTS or place is None:
             return answer
@@ -55,9 +58,16 @@ async def follow(
         url, followed = _next(url, place), followed + 1
 
 
+def _proxy_of(url: URL) -> str | None:
+    """The proxy that the environment names for ``url``."""
+    proxy = getproxies().get(url.scheme)
+    return proxy if proxy and not proxy_bypass(url.host or "") else None
+
+
 def _next(url: URL, place: str) -> URL:
     try:
-        target = url.join(URL(place, encoded=True))
+        # as it is, where it can be: quoting it again could break a signature
+        target = url.join(URL(place, encoded=_SENDABLE.fullmatch(place) is not None))
         target.origin()
     except ValueError:
         # its text has the place, which may be signed

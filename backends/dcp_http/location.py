@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote
 
 from dcp_core.errors import ConfigurationError, InvalidLocationError
 from dcp_core.location import Location
-from dcp_http.options import check_query
+from dcp_http.options import check_query, is_host
 
 __all__ = ["HTTPLocation", "encoded"]
 
@@ -37,7 +37,8 @@ class HTTPLocation(Location):
             )
         if "#" in url:
             raise InvalidLocationError(f"{plain!r}: a fragment is never sent; write '#' in a key as '%23'")
-        _check_host(found)
+        if not is_host(found.bucket):
+            raise InvalidLocationError(f"{found.bucket!r} is not a host, or a host and a port, in ASCII")
         try:
             check_query(query)
             prefix = unquote(found.prefix, errors="strict")
@@ -59,13 +60,3 @@ class HTTPLocation(Location):
 def encoded(key: str) -> str:
     """``key`` as the path of a URL: every character that could mean something else is encoded."""
     return quote(key, safe="/~")
-
-
-def _check_host(location: Location) -> None:
-    try:
-        parts = urlsplit(f"{location.scheme}://{location.bucket}")
-        whole = bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:
-        whole = False
-    if not whole or any(character.isspace() or character in "\\%" for character in location.bucket):
-        raise InvalidLocationError(f"{location.bucket!r} is not a host, or a host and a port")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 from dcp_core.errors import ConfigurationError
 
-__all__ = ["HTTPOptions", "check_query"]
+__all__ = ["HTTPOptions", "check_query", "is_host"]
 
 #: https://www.rfc-editor.org/rfc/rfc9110#name-tokens
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -22,9 +23,8 @@ _OURS = frozenset({"accept-encoding", "host", "if-match", "if-none-match", "if-r
 class HTTPOptions:
     """How to ask a web server.
 
-    Proxies come from ``HTTP_PROXY``, ``HTTPS_PROXY`` and ``NO_PROXY``; credentials of hosts may be in
-    ``~/.netrc``. Headers, token and query are sent to the host of the URL only, never to one that it
-    redirects to, and never shown.
+    Proxies come from ``HTTP_PROXY``, ``HTTPS_PROXY`` and ``NO_PROXY``. Headers, token and query are sent to
+    the host of the URL only, never to one that it redirects to, and never shown.
 
     Attributes:
         headers: sent with every request.
@@ -70,7 +70,7 @@ class HTTPOptions:
                 )
         check_query(self.query or "")
         for name, url in (self.urls or {}).items():
-            if not re.match(r"https?://[^/@]+/", url) or not _QUERY.fullmatch(url):
+            if not _is_whole(url):
                 raise ConfigurationError(f"urls: what is given for {name!r} is not a whole, encoded URL")
 
 
@@ -81,6 +81,27 @@ def _check_header(name: str, value: str) -> None:
         raise ConfigurationError(f"headers: {name} is set by the reader itself")
     if not _HEADER_VALUE.fullmatch(value):
         raise ConfigurationError(f"headers: the value of {name} has characters that no header can carry")
+
+
+def _is_whole(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return (
+            _QUERY.fullmatch(url) is not None and parts.scheme in ("http", "https") and is_host(parts.netloc)
+        )
+    except ValueError:
+        return False
+
+
+def is_host(text: str) -> bool:
+    """Whether ``text`` is a host, or a host and a port, that can be asked: no user, ASCII only."""
+    try:
+        parts = urlsplit(f"//{text}")
+        whole = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        (parts.hostname or "").encode("idna")
+    except ValueError:
+        return False
+    return whole and re.fullmatch(r"[A-Za-z0-9._-]+(:\d+)?|\[[0-9A-Fa-f:.]+\](:\d+)?", text) is not None
 
 
 def check_query(query: str) -> None:

@@ -257,7 +257,8 @@ def _session_of(options: HTTPOptions) -> Callable[[], aiohttp.ClientSession]:
             connector=aiohttp.TCPConnector(limit=0, ssl=trust),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
-            trust_env=True,
+            # it would read ~/.netrc for every request, and refuse a token beside an entry in it
+            trust_env=False,
             read_bufsize=READ_BUFFER,
             timeout=aiohttp.ClientTimeout(
                 total=None, sock_connect=options.connect_timeout, sock_read=options.stall_timeout

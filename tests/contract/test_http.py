@@ -13,7 +13,7 @@ from web import Folder
 
 from dcp_core import ConfigurationError, UnsupportedError
 from dcp_core.store import CreateOnly, ObjectStore, Part, Upload
-from dcp_core.testing import RawBucket, ReadContract, StoreContract, body_of, deviates, pattern
+from dcp_core.testing import RawBucket, ReadContract, StoreContract, body_of, deviates, deviations, pattern
 from dcp_http.options import HTTPOptions
 from dcp_http.store import HTTPStore
 
@@ -91,6 +91,8 @@ def test_what_is_left_out_of_the_contract() -> None:
     """Every clause of the whole contract is a reading clause or one that a read-only store cannot have."""
     clauses = {name for name in dir(StoreContract) if name.startswith("test_")}
     assert {name for name in dir(TestHTTP) if name.startswith("test_")} < clauses
+    assert deviations(TestHTTP) == deviations(TestHTTPWithoutRanges) == {}
+    assert list(deviations(TestHTTPByGetAlone)) == ["test_version_changes"]
 
 
 @pytest.mark.parametrize("verb", WRITES)

@@ -36,6 +36,7 @@ from dcp_core import (
     CloudStorageWriter,
     ConfigurationError,
     InvalidLocationError,
+    ObjectNotFoundError,
     PermissionDeniedError,
     TransientError,
     UnsupportedError,
@@ -212,7 +213,8 @@ def test_secrets_stay_secret(server: WebServer) -> None:
 
 @pytest.mark.parametrize(
     "url", ["http:/host/key", "http://", "http:///key", "http://host:port/x", "http://a b/x", "http://h/x#y",
-            "http://u@h/x", "http://h/%ff", "http://h:0/x", "http://h/a b?c d"],
+            "http://u@h/x", "http://h/%ff", "http://h:0/x", "http://h/a b?c d", "http://" + "h" * 70 + "/x",
+            "http://ü.de/x", "http://[::1/x", "http://h%41/x"],
 )  # fmt: skip
 def test_malformed_url(url: str) -> None:
     for kind in (CloudStorageReader, HTTPStorageReader, CloudStorageWriter):
@@ -224,7 +226,8 @@ def test_malformed_url(url: str) -> None:
     "options",
     [{"token": "a\nb"}, {"token": "t", "headers": {"authorization": "x"}}, {"headers": {"Range": "bytes=0-"}},
      {"headers": {"X": "a\r\nY: b"}}, {"headers": {"a b": "c"}}, {"query": "a b"}, {"query": "a#b"},
-     {"max_redirects": -1}, {"stall_timeout": 0}, {"urls": {"x": "ftp://h/x"}}],
+     {"max_redirects": -1}, {"stall_timeout": 0}, {"urls": {"x": "ftp://h/x"}},
+     {"urls": {"x": "http://[h/x"}}, {"urls": {"x": "http://h/a b"}}],
 )  # fmt: skip
 def test_impossible_options(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match=r"|".join((*options, "query", "positive", "negative"))):
@@ -371,6 +374,23 @@ def test_http_asked_of_a_tls_port(tls_server: tuple[WebServer, str]) -> None:
     error_of(TransientError, f"http://localhost:{tls_server[0].port}/run?{SECRET}", attempts=1)
 
 
+def test_proxy_of_the_environment(server: WebServer, folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy is asked for whole URLs; here it has their objects itself."""
+    shutil.copytree(folder.path / "run", folder.path / "http:" / "models.invalid" / "run")
+    monkeypatch.setenv("http_proxy", server.url)
+    load(f"http://models.invalid/run?{SECRET}", token=SECRET)
+    assert {asked.headers["Host"] for asked in server.seen} == {"models.invalid"}
+    monkeypatch.setenv("no_proxy", "models.invalid")
+    error_of(TransientError, "http://models.invalid/run", "could not be resolved", attempts=1)
+
+
+def test_netrc_is_not_asked(server: WebServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login someone password else\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
+    server.token = SECRET
+    load(f"{server.url}/run", token=SECRET)
+
+
 def test_presigned_urls_of_s3(seaweedfs_bucket: Bucket) -> None:
     """Signed for GET alone, one object each, by a store that checks signatures."""
     dcp.save(state(), storage_writer=CloudStorageWriter(f"{seaweedfs_bucket.url}/run"))
@@ -397,7 +417,33 @@ def test_straight_from_a_bucket(localstack_bucket: Bucket) -> None:
     dcp.save(state(), storage_writer=CloudStorageWriter(f"{localstack_bucket.url}/run"))
     url = f"{localstack_bucket.server.endpoint}/{localstack_bucket.name}/run"
     load(url, request_size=MIB)
-    error_of(CheckpointNotFoundError, f"{url}-not")
+    error = error_of(CheckpointNotFoundError, f"{url}-not")
+    assert isinstance(error.__cause__, ObjectNotFoundError)
+    assert error.__cause__.request_id
+
+
+def test_statuses_that_pass(server: WebServer) -> None:
+    server.statuses = [429, 408, 425, 500, 502]
+    load(f"{server.url}/run")
+    assert server.statuses == []
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (304, ConfigurationError),
+        (400, ConfigurationError),
+        (402, ConfigurationError),
+        (405, UnsupportedError),
+        (407, ConfigurationError),
+        (410, CheckpointNotFoundError),
+        (501, UnsupportedError),
+        (599, TransientError),
+    ],
+)
+def test_statuses_that_stay(server: WebServer, status: int, kind: type[CloudCheckpointError]) -> None:
+    server.statuses = [status] * 9
+    error_of(kind, f"{server.url}/run?{SECRET}", attempts=2)
 
 
 def test_writers_refuse_at_once(server: WebServer, seaweedfs_bucket: Bucket) -> None:
