@@ -39,7 +39,8 @@ class LoopThread:
 
     def __init__(self, open_session: Callable[[], aiohttp.ClientSession]) -> None:
         self._open_session = open_session
-        self._lock = threading.Lock()
+        # entered again where a call starts the loop
+        self._lock = threading.RLock()
         self._closed = False
         #: Answers whose bodies may be open; only the loop's thread touches this.
         self.answers: weakref.WeakSet[aiohttp.ClientResponse] = weakref.WeakSet()
@@ -48,8 +49,10 @@ class LoopThread:
 
     def call(self, work: Callable[[aiohttp.ClientSession], Coroutine[Any, Any, _R]]) -> _R:
         """Run ``work`` in the loop and wait for its result; an interrupt here ends it there."""
-        loop, session = self._started()
-        future = asyncio.run_coroutine_threadsafe(work(session), loop)
+        with self._lock:
+            # under the lock, so that it comes before the loop's end and is ended by it: see close
+            loop, session = self._started()
+            future = asyncio.run_coroutine_threadsafe(work(session), loop)
         try:
             return future.result()
         except BaseException:
@@ -65,7 +68,7 @@ class LoopThread:
         work()
 
     def close(self) -> None:
-        """End the loop and its connections; a second time is no error."""
+        """End the loop, its connections and all calls under way; a second time is no error."""
         with self._lock:
             self._closed = True
             if self._loop is not None:

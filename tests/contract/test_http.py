@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from dcp_http_servers import WebServer
 from web import Folder
 
-from dcp_core import ConfigurationError, UnsupportedError
+from dcp_core import ConfigurationError, TransientError, UnsupportedError
 from dcp_core.store import CreateOnly, ObjectStore, Part, Upload
 from dcp_core.testing import RawBucket, ReadContract, StoreContract, body_of, deviates, deviations, pattern
 from dcp_http.options import HTTPOptions
@@ -141,6 +142,28 @@ def test_connections_are_kept(tmp_path: Path) -> None:
                 with store.read_range("key", start, start + 5000) as reader:
                     reader.readinto(memoryview(bytearray(5000)))
             assert len(server.connections) == 1
+
+
+def test_closed_under_other_threads(tmp_path: Path) -> None:
+    """Every call under way ends, with an error of ours; none waits for a loop that is gone."""
+    (tmp_path / "key").write_bytes(pattern(1 << 20))
+    with WebServer(tmp_path) as server:
+        for _ in range(5):
+            store = HTTPStore("http", server.host, HTTPOptions())
+            threads = [threading.Thread(target=_read_until_closed, args=(store,)) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            time.sleep(0.1)
+            store.close()
+            for thread in threads:
+                thread.join(10)
+            assert not [thread for thread in threads if thread.is_alive()]
+
+
+def _read_until_closed(store: HTTPStore) -> None:
+    with contextlib.suppress(TransientError, ConfigurationError):
+        while True:
+            store.get("key")
 
 
 def test_closed_while_a_range_is_open(tmp_path: Path) -> None:

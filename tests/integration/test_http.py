@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import ssl
 import subprocess
@@ -408,6 +409,8 @@ def test_presigned_urls_of_s3(seaweedfs_bucket: Bucket) -> None:
     forged = {name: url.replace("Signature=", "Signature=0") for name, url in urls.items()}
     error_of(PermissionDeniedError, base, "403", urls=forged)
     error_of(PermissionDeniedError, base, "403")  # no signature, no access
+    expired = {name: re.sub(r"Expires=\d+", "Expires=1000000000", url) for name, url in urls.items()}
+    error_of(PermissionDeniedError, base, "expired", urls=expired)
     del urls[".metadata"]
     error_of(CheckpointNotFoundError, base, urls=urls)
 
