@@ -41,6 +41,14 @@ def _upload(store: ObjectStore, key: str, chunks: Sequence[bytes], workers: int)
 class UploadContract(Contract):
     """``start_upload`` to ``abort_upload``. Fixtures of the subclass: ``store``, ``raw``, ``open_store``."""
 
+    def test_limits(self, store: ObjectStore) -> None:
+        """The core sizes parts by these."""
+        limits = store.limits
+        assert 0 < limits.min_part_size <= limits.max_part_size
+        assert limits.max_parts >= 2
+        assert limits.min_part_size <= limits.max_put_size <= limits.max_object_size
+        assert limits.max_object_size <= limits.max_parts * limits.max_part_size
+
     def test_multipart(self, store: ObjectStore, raw: RawBucket) -> None:
         size = store.limits.min_part_size
         chunks = [pattern(size, 1), pattern(size, 2), pattern(17, 3)]
