@@ -1,4 +1,6 @@
-"""Receiving the body of an HTTP answer straight into memory, for backends on urllib3.
+"""What all backends on urllib3 share: answers received straight into memory, and sends that do not stall.
+
+Nothing here imports urllib3: the backends' SDKs bring it, and hand over its objects.
 
 urllib3's own ``readinto`` and what SDKs wrap around it copy every byte at least once in user space. The
 ``http.client`` response below has a ``readinto`` that ends in ``recv_into``. It is reached through urllib3's
@@ -9,14 +11,14 @@ chunked or encoded, urllib3's public interface serves.
 from __future__ import annotations
 
 import http.client
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
 from dcp_core.errors import TransientError
 from dcp_core.store import ObjectInfo
 
-__all__ = ["HttpRangeReader"]
+__all__ = ["HttpRangeReader", "with_send_limit"]
 
 
 class HttpRangeReader:
@@ -76,3 +78,26 @@ def _socket_response(raw: Any) -> http.client.HTTPResponse | None:
     if not isinstance(response, http.client.HTTPResponse) or response.chunked:
         return None
     return None if response.headers.get("Content-Encoding") in ("gzip", "deflate", "br", "zstd") else response
+
+
+def with_send_limit(pools: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    """Pools like ``pools``, a pool manager's ``pool_classes_by_scheme``, whose sends take up to ``seconds``.
+
+    urllib3 sends with the time limit for connecting, whose value suits neither a dead nor a slow link, and
+    still does so through an HTTP proxy and with a client certificate.
+    """
+    return {scheme: _limited_pool(pool, seconds) for scheme, pool in pools.items()}
+
+
+def _limited_pool(pool: Any, seconds: float) -> Any:
+    class Connection(pool.ConnectionCls):  # type: ignore[misc]  # a class that is known at run time only
+        def send(self, data: Any) -> None:
+            if self.sock is None:
+                self.connect()
+            self.sock.settimeout(seconds)
+            super().send(data)
+
+    class Pool(pool):  # type: ignore[misc]
+        ConnectionCls = Connection
+
+    return Pool

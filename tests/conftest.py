@@ -15,8 +15,6 @@ from dcp_s3_servers import LocalStack, S3Server, SeaweedFS
 from gcs_bucket import gcs, gcs_bucket  # noqa: F401  # fixtures
 from ranks import Ranks
 
-pytest.register_assert_rewrite("dcp_core.testing.contract")
-
 _numbers = itertools.count(1)
 
 #: Each has a fixture ``<name>_bucket``, and the tests of ``bucket`` run on it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import socket
 import ssl
 import threading
@@ -105,7 +106,44 @@ def answering(answer: bytes) -> tuple[int, socket.socket]:
 
 
 @contextlib.contextmanager
-def not_reading() -> Iterator[int]:
-    """The port of a server that takes connections and reads nothing of what they send."""
+def not_reading(seconds: float = math.inf, answer: bytes = b"") -> Iterator[int]:
+    """The port of a server that reads nothing for so many seconds of each connection.
+
+    Then it reads until the body has ended that the request's ``Content-Length`` announces, and answers.
+    """
+    ended = threading.Event()
+
+    def serve(client: socket.socket) -> None:
+        with client, contextlib.suppress(OSError):
+            if not ended.wait(None if seconds == math.inf else seconds):
+                _receive(client)
+                client.sendall(answer)
+
+    def accept() -> None:
+        while True:
+            try:
+                client, _ = server.accept()
+            except OSError:
+                return
+            threads.append(threading.Thread(target=serve, args=(client,), daemon=True))
+            threads[-1].start()
+
     with socket.create_server(("127.0.0.1", 0)) as server:
+        threads = [threading.Thread(target=accept, daemon=True)]
+        threads[0].start()
         yield server.getsockname()[1]
+        ended.set()
+        server.shutdown(socket.SHUT_RDWR)
+        for thread in threads:
+            thread.join()
+
+
+def _receive(client: socket.socket) -> None:
+    """Read one whole request."""
+    with client.makefile("rb") as stream:
+        left = 0
+        while (line := stream.readline()) not in (b"\r\n", b""):
+            name, _, value = line.partition(b":")
+            left = int(value) if name.lower() == b"content-length" else left
+        while left and (data := stream.read(min(left, 1 << 20))):
+            left -= len(data)

@@ -13,7 +13,6 @@ from typing import Any
 
 import google.auth
 import requests
-import urllib3
 from google.api_core.client_info import ClientInfo
 from google.auth.credentials import AnonymousCredentials, Credentials, CredentialsWithQuotaProject
 from google.auth.exceptions import GoogleAuthError
@@ -23,6 +22,7 @@ from google.oauth2.credentials import Credentials as UserCredentials
 
 from dcp_core.errors import CredentialsError
 from dcp_core.store import Body
+from dcp_core.store_http import with_send_limit
 from dcp_gcs.options import GCSOptions
 
 __all__ = ["Session"]
@@ -108,11 +108,7 @@ class _RewindingSession(AuthorizedSession):  # type: ignore[misc]  # google-auth
 
 
 class _Adapter(requests.adapters.HTTPAdapter):
-    """Connections that repeat nothing and let no send take longer than ``stall_timeout``.
-
-    urllib3 sends with the time limit for connecting, whose value suits neither a dead nor a slow link, and
-    still does so through an HTTP proxy and with a client certificate.
-    """
+    """Connections that repeat nothing and let no send take longer than ``stall_timeout``."""
 
     def __init__(self, stall_timeout: float, connections: int) -> None:
         self._stall_timeout = stall_timeout
@@ -120,35 +116,8 @@ class _Adapter(requests.adapters.HTTPAdapter):
 
     def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
         super().init_poolmanager(*arguments, **options)
-        self.poolmanager.pool_classes_by_scheme = _pools(self._stall_timeout)
-
-
-def _pools(stall_timeout: float) -> dict[str, type[urllib3.HTTPConnectionPool]]:
-    """Pools of connections whose every send has the time limit."""
-
-    class Http(urllib3.connection.HTTPConnection):
-        def send(self, data: Any) -> None:
-            _limit(self, stall_timeout)
-            super().send(data)
-
-    class Https(urllib3.connection.HTTPSConnection):
-        def send(self, data: Any) -> None:
-            _limit(self, stall_timeout)
-            super().send(data)
-
-    class HttpPool(urllib3.HTTPConnectionPool):
-        ConnectionCls = Http
-
-    class HttpsPool(urllib3.HTTPSConnectionPool):
-        ConnectionCls = Https
-
-    return {"http": HttpPool, "https": HttpsPool}
-
-
-def _limit(connection: urllib3.connection.HTTPConnection, seconds: float) -> None:
-    if connection.sock is None:
-        connection.connect()
-    connection.sock.settimeout(seconds)
+        pools = self.poolmanager.pool_classes_by_scheme
+        self.poolmanager.pool_classes_by_scheme = with_send_limit(pools, self._stall_timeout)
 
 
 def _authorised(credentials: Credentials, options: GCSOptions, concurrency: int) -> AuthorizedSession:

@@ -32,7 +32,7 @@ from dcp_core.store import (
     Upload,
     UploadInfo,
 )
-from dcp_core.store_http import HttpRangeReader
+from dcp_core.store_http import HttpRangeReader, with_send_limit
 from dcp_s3.error_table import mapped
 from dcp_s3.options import S3Options
 
@@ -242,7 +242,7 @@ def _client(options: S3Options, concurrency: int) -> Any:
     region = session.region_name or ("us-east-1" if options.endpoint_url else None)
     # The SDK sends parts with "Expect: 100-continue". It costs a round trip a part, and lets a store refuse
     # with a 403 or 503 before the part is sent, rather than by breaking the connection in the middle of it.
-    return session.client(
+    client = session.client(
         "s3",
         region_name=region,
         endpoint_url=options.endpoint_url,
@@ -260,6 +260,22 @@ def _client(options: S3Options, concurrency: int) -> Any:
             s3={"addressing_style": options.addressing_style, "payload_signing_enabled": False},
         ),
     )
+    _limit_sends(client, options.stall_timeout)
+    return client
+
+
+def _limit_sends(client: Any, seconds: float) -> None:
+    """Let no send take longer than ``seconds``.
+
+    botocore has no option for it; these private names are those since 1.11. Where one is missing, sends keep
+    the time limit for connecting.
+    """
+    http: Any = getattr(getattr(client, "_endpoint", None), "http_session", None)
+    pools = getattr(http, "_pool_classes_by_scheme", None)
+    manager = getattr(http, "_manager", None)
+    if pools is not None and manager is not None:
+        # a manager for a proxy is made on first use, from the same classes
+        http._pool_classes_by_scheme = manager.pool_classes_by_scheme = with_send_limit(pools, seconds)
 
 
 def _common(options: S3Options) -> dict[str, Any]:

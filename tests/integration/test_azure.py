@@ -31,6 +31,7 @@ from sockets import CountingBody, Listener, answering
 
 from dcp_azure import AzureOptions, AzureStorageReader, AzureStorageWriter
 from dcp_azure.checksum import checksum_headers
+from dcp_azure.ranges import PublicAnswer
 from dcp_azure.store import AzureStore
 from dcp_core import (
     CloudStorageReader,
@@ -176,15 +177,18 @@ def test_ranges_come_from_the_socket(azure_bucket: AzureBucket) -> None:
         with store.read_range("key", 2, 5) as reader:
             assert type(reader._source).__module__ == "http.client"  # type: ignore[attr-defined]
         with store.read_range("key", 2, 5) as reader:
-            reader._source = _public(reader)  # type: ignore[attr-defined]
             assert read_all(reader, 3) == b"234"
 
 
-def _public(reader: Any) -> Any:
-    """The source that a range reader falls back on."""
-    from dcp_azure.ranges import _Chunks
-
-    return _Chunks(reader._response)
+def test_ranges_without_the_way_down(azure_bucket: AzureBucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a release of the SDK without the private attribute would do: it copies, and is right."""
+    monkeypatch.setattr("dcp_azure.store.raw_answer", PublicAnswer)
+    azure_bucket.write("key", pattern(MIB))
+    with contextlib.closing(AzureStore(azure_bucket.name, AzureOptions())) as store:
+        for start, stop in ((2, 5), (0, MIB), (70_000, 200_001)):
+            with store.read_range("key", start, stop) as reader:
+                assert read_all(reader, stop - start) == pattern(MIB)[start:stop]
+                assert reader.readinto(memoryview(bytearray(1))) == 0
 
 
 # --- connections

@@ -1,6 +1,7 @@
 from dcp_azure import AzureStorageReader, AzureStorageWriter
 from dcp_core import CloudStorageReader, CloudStorageWriter
 from dcp_gcs import GCSStorageReader, GCSStorageWriter
+from dcp_http import HTTPStorageReader
 from dcp_s3 import S3StorageReader, S3StorageWriter
 
 writer: CloudStorageWriter = S3StorageWriter(
@@ -11,4 +12,7 @@ writer = GCSStorageWriter("gs://bucket/run", storage_class="NEARLINE", part_size
 reader = GCSStorageReader("gs://bucket/run", user_project="billed", concurrency=4, verify=True)
 writer = AzureStorageWriter("az://container/run", account="mine", access_tier="Cool", part_size=1 << 25)
 reader = AzureStorageReader("abfss://container@mine.dfs.core.windows.net/run", anonymous=True, verify=True)
+web: CloudStorageReader = HTTPStorageReader(
+    "https://host/run", headers={"X-Key": "1"}, token="t", max_redirects=0, verify=True
+)
 url: str = writer.checkpoint_id
