@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from dcp_core.errors import TransientError
+from dcp_core.low_water import LowWater
 from dcp_core.store import ObjectInfo
 
 __all__ = ["HttpRangeReader", "with_send_limit"]
@@ -49,14 +50,18 @@ class HttpRangeReader:
         self._operation = operation
         self._bucket = bucket
         self._mapped = mapped
-        self._source = _socket_response(raw) or raw
+        response = _socket_response(raw)
+        self._source = response or raw
+        self._water = LowWater(response, expected)
 
     def readinto(self, buffer: memoryview) -> int:
         """Receive into ``buffer``; 0 at the end."""
         if self._left == 0 or buffer.nbytes == 0:
             return 0
+        wanted = min(buffer.nbytes, self._left)
+        self._water.before(wanted, self._left)
         with self._mapped():
-            count = int(self._source.readinto(buffer[: self._left]) or 0)
+            count = int(self._source.readinto(buffer[:wanted]) or 0)
         if count == 0:
             raise TransientError(
                 f"{self._operation}: the answer ended {self._left} bytes early",
@@ -68,6 +73,7 @@ class HttpRangeReader:
 
     def close(self) -> None:
         """Give the connection back if everything was read, else drop it."""
+        self._water.lower()
         if self._left == 0 and hasattr(self._raw, "release_conn"):
             self._raw.release_conn()
         self._raw.close()
