@@ -56,6 +56,11 @@ class Endpoint(Generic[_Options]):
         options, store_options = build_options(self._given, self._options_type, self._backend.options_type)
         return options, store_options
 
+    @property
+    def read_only(self) -> bool:
+        """Whether nothing can be saved here."""
+        return bool(getattr(self._backend, "read_only", False))
+
     def move(self, checkpoint_id: str | os.PathLike[str]) -> None:
         """Go on at another checkpoint: a full URL, or a name relative to the URL given at the start."""
         if scheme_of(checkpoint_id) is None:
@@ -63,7 +68,7 @@ class Endpoint(Generic[_Options]):
             return
         backend = self._backend if self._bound else _backend_of(checkpoint_id)
         location = backend.locate(os.fspath(checkpoint_id))
-        if (location.scheme, location.bucket) != (self.location.scheme, self.location.bucket):
+        if location.store_id != self.location.store_id:
             self.close()
             self._backend = backend
             self.options, self.store_options = self._split()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dcp_core.errors import InvalidLocationError
 
@@ -40,7 +40,7 @@ class Location:
             raise InvalidLocationError(_malformed(text))
         bucket = match["bucket"]
         if not bucket:
-            raise InvalidLocationError(f"{text!r} names no bucket: expected scheme://bucket/prefix")
+            raise InvalidLocationError(f"{_shown(text)} names no bucket: expected scheme://bucket/prefix")
         if ":" in bucket.partition("@")[0] and "@" in bucket:
             raise InvalidLocationError(
                 "the URL carries credentials before '@'; pass them to the cloud's SDK instead"
@@ -64,11 +64,17 @@ class Location:
             raise InvalidLocationError(_malformed(text))
         if not text or text.startswith("/") or ".." in text.split("/"):
             raise InvalidLocationError(
-                f"{text!r} is not a name below {self.url!r}: use a full URL or a relative name without '..'"
+                f"{_shown(text)} is not a name below {self.url!r}: "
+                "use a full URL or a relative name without '..'"
             )
         text = text.removesuffix("/")
         _check_characters(text, text)
-        return Location(self.scheme, self.bucket, self.key(text))
+        return replace(self, prefix=self.key(text))
+
+    @property
+    def store_id(self) -> tuple[str, ...]:
+        """What two locations share if one store serves both."""
+        return (self.scheme, self.bucket)
 
     @property
     def url(self) -> str:
@@ -93,17 +99,23 @@ def _as_text(url: str | os.PathLike[str]) -> str:
     return text
 
 
+def _shown(text: str) -> str:
+    """``text`` for people, without a query: in URLs of the web that may be a signature."""
+    head, mark, _ = text.partition("?")
+    return repr(f"{head}?…" if mark else head)
+
+
 def _malformed(text: str) -> str:
     hint = ""
     if _FOLDED_URL.match(text):
         hint = "; it looks like a URL that went through pathlib, which drops a slash: pass it as a str"
-    return f"{text!r} is not a checkpoint URL (scheme://bucket/prefix){hint}"
+    return f"{_shown(text)} is not a checkpoint URL (scheme://bucket/prefix){hint}"
 
 
 def _check_characters(text: str, prefix: str) -> None:
     if any(ord(character) < 0x20 or ord(character) == 0x7F for character in prefix):
-        raise InvalidLocationError(f"{text!r} has a control character in its prefix")
+        raise InvalidLocationError(f"{_shown(text)} has a control character in its prefix")
     try:
         prefix.encode()
     except UnicodeEncodeError as error:
-        raise InvalidLocationError(f"{text!r} cannot be encoded as UTF-8") from error
+        raise InvalidLocationError(f"{_shown(text)} cannot be encoded as UTF-8") from error

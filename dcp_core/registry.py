@@ -43,7 +43,11 @@ _EXTRAS: Mapping[str, str] = {
 
 @runtime_checkable
 class Backend(Protocol):
-    """What an entry point names."""
+    """What an entry point names.
+
+    A backend whose stores cannot be written has an attribute ``read_only = True``; writers then refuse its
+    URLs at once.
+    """
 
     #: Dataclass of the backend's own options; every field has a default.
     options_type: type[Any]

@@ -26,7 +26,7 @@ from torch.futures import Future
 
 from dcp_core.config import SaveOptions
 from dcp_core.endpoint import Endpoint
-from dcp_core.errors import CloudCheckpointError, ConfigurationError
+from dcp_core.errors import CloudCheckpointError, ConfigurationError, UnsupportedError
 from dcp_core.format.layout import data_name, metadata_name, new_token
 from dcp_core.location import scheme_of
 from dcp_core.registry import Backend, known_schemes
@@ -63,6 +63,7 @@ class CloudStorageWriter(StorageWriter):
 
     Raises:
         ConfigurationError: the URL or an option is wrong, or the backend is not installed.
+        UnsupportedError: nothing can be saved at URLs of this scheme.
     """
 
     def __init__(self, url: str | os.PathLike[str], **options: Any) -> None:
@@ -70,6 +71,7 @@ class CloudStorageWriter(StorageWriter):
 
     def _set_up(self, url: str | os.PathLike[str], options: dict[str, Any], backend: Backend | None) -> None:
         self._endpoint = Endpoint(url, SaveOptions, options, backend)
+        self._require_writable()
         self._save_id = _new_save_id()
         self._save: _Save | None = None
 
@@ -82,8 +84,17 @@ class CloudStorageWriter(StorageWriter):
         """Go on with another checkpoint: a full URL, or a name relative to the URL of this writer."""
         if checkpoint_id is not None:
             self._endpoint.move(checkpoint_id)
+            self._require_writable()
         self._save_id = _new_save_id()
         self._save = None
+
+    def _require_writable(self) -> None:
+        if self._endpoint.read_only:
+            location = self._endpoint.location
+            raise UnsupportedError(
+                f"{location} cannot be saved to: {location.scheme}:// is read-only. Save to a bucket, and "
+                "load from here what serves it"
+            )
 
     def storage_meta(self) -> StorageMeta:
         """URL and id of the save that is about to start."""

@@ -1,8 +1,8 @@
 """A reverse proxy that counts requests and bytes, and breaks them on demand.
 
-Put in front of an S3 server it shows what a client really sends, and does what networks and stores do to
-clients: 503s, resets, truncated or damaged bodies, lost answers, stalls, slow links. Requests pass
-unchanged, ``Host`` header included, so that signatures hold upstream.
+Put in front of a server of S3's, Google's or Azure's it shows what a client really sends, and does what
+networks and stores do to clients: 503s, resets, truncated or damaged bodies, lost answers, stalls, slow
+links. Requests pass unchanged, ``Host`` header included, so that signatures hold upstream.
 
 ::
 
@@ -15,6 +15,7 @@ unchanged, ``Host`` header included, so that signatures hold upstream.
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import re
 import threading
@@ -29,7 +30,7 @@ from aiohttp import web
 from yarl import URL
 
 Kind = Literal[
-    "error",  # answer with `status` and error `code`, as S3 and Azure have it, without asking upstream
+    "error",  # answer with `status` and error `code`, as each cloud has it, without asking upstream
     "reset_request",  # break the connection after `after` bytes of the request's body
     "reset_response",  # break the connection after `after` bytes of the answer's body
     "flip_response",  # damage the byte at `after` of the answer's body
@@ -85,7 +86,17 @@ class Seen:
 
     @property
     def operation(self) -> str:
-        """The S3 operation, by method and query."""
+        """The S3 operation, by method and query; Google's XML API has the same ones.
+
+        Of Google's JSON API there are lists and batches of deletes. Azure's operations have the names of
+        those that stand for them in S3.
+        """
+        if any(name.lower() == "x-ms-version" for name in self.headers):
+            return _azure_operation(self)
+        if self.path.startswith("/batch/storage/"):
+            return "DeleteObjects"
+        if self.path.startswith("/storage/"):
+            return "ListObjectsV2"
         query = dict(parse_qsl(self.query, keep_blank_values=True))
         upload, key = "uploadId" in query or "uploads" in query, self.path.strip("/").count("/") > 0
         names = {
@@ -100,6 +111,30 @@ class Seen:
             ("DELETE", True): "AbortMultipartUpload",
         }
         return names.get((self.method, upload), self.method)
+
+
+def _azure_operation(seen: Seen) -> str:
+    """S3's name for what dcp_azure does by a request to Azure."""
+    query = dict(parse_qsl(seen.query))
+    names = {
+        ("PUT", None): "PutObject",
+        ("PUT", "block"): "UploadPart",
+        ("PUT", "blocklist"): "CompleteMultipartUpload",
+        ("POST", "batch"): "DeleteObjects",
+        ("GET", None): "GetObject",
+        ("GET", "list"): "ListObjectsV2",
+        ("GET", "blocklist"): "ListMultipartUploads",
+        ("HEAD", None): "HeadObject",
+        ("DELETE", None): "DeleteObject",
+    }
+    name = names.get((seen.method, query.get("comp")), seen.method)
+    # the block that shows that an upload was started has the number 0
+    if name == "UploadPart" and base64.b64decode(query["blockid"]).endswith(b"-00000"):
+        return "CreateMultipartUpload"
+    # an abort makes an empty blob with this metadata of the upload, and deletes it
+    if name == "CompleteMultipartUpload" and "x-ms-meta-dcpabandoned" in map(str.lower, seen.headers):
+        return "AbortMultipartUpload"
+    return name
 
 
 class FaultProxy:
@@ -202,8 +237,9 @@ class FaultProxy:
         try:
             return await self._pass(request, seen, fault)
         except _Broken:
-            assert request.transport is not None
-            request.transport.abort()
+            # the client may have gone first
+            if request.transport is not None:
+                request.transport.abort()
             return web.Response()
 
     async def _refuse(self, request: web.Request, seen: Seen, fault: Fault) -> web.Response:

@@ -18,10 +18,13 @@ import signal
 from collections.abc import Iterator, Sequence
 
 from dcp_azure_servers import Azurite
+from dcp_gcs_servers import GCSServer
 from dcp_s3_servers import LocalStack, SeaweedFS
 from dcp_server import Server, install
 
-SERVERS: dict[str, type[Server]] = {server.name: server for server in (SeaweedFS, LocalStack, Azurite)}
+SERVERS: dict[str, type[Server]] = {
+    server.name: server for server in (SeaweedFS, LocalStack, GCSServer, Azurite)
+}
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""An Azurite container of its own for one test, with the interface of ``conftest.Bucket``."""
+"""Azurite and containers on it, for the tests. The interface is that of ``conftest.Bucket``."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ import pytest
 from azure.core.exceptions import ResourceNotFoundError
 from azure.storage.blob import BlobBlock
 from dcp_azure_servers import Azurite
-
-__all__ = ["AzureBucket", "new_bucket"]
 
 _numbers = itertools.count(1)
 
@@ -41,7 +39,10 @@ class AzureBucket:
 
     def environment_at(self, endpoint: str) -> dict[str, str]:
         """Variables that lead to the server through a proxy."""
-        return {"AZURE_STORAGE_CONNECTION_STRING": self.server.connection_string(endpoint)}
+        return {
+            **self.environment,
+            "AZURE_STORAGE_CONNECTION_STRING": self.server.connection_string(endpoint),
+        }
 
     def keys(self, prefix: str = "") -> list[str]:
         """Every key, as the server has it."""
@@ -73,6 +74,11 @@ class AzureBucket:
     def delete(self, key: str) -> None:
         self.client.delete_blob(key)
 
+    def bucket_names(self) -> list[str]:
+        """All containers of the server."""
+        with self.server.client() as client:
+            return [container.name for container in client.list_containers()]
+
     def remove(self) -> None:
         """Delete the container and all in it."""
         try:
@@ -81,15 +87,22 @@ class AzureBucket:
             return
 
 
-def new_bucket(server: Azurite, monkeypatch: pytest.MonkeyPatch) -> Iterator[AzureBucket]:
-    """A new container; the environment's Azure variables lead to it."""
+@pytest.fixture(scope="session")
+def azurite() -> Iterator[Azurite]:
+    with Azurite() as server:
+        yield server
+
+
+@pytest.fixture
+def azure_bucket(azurite: Azurite, monkeypatch: pytest.MonkeyPatch) -> Iterator[AzureBucket]:
+    """A new container on Azurite; the environment's Azure variables lead to it."""
     name = f"test-{next(_numbers)}"
-    server.make_bucket(name)
+    azurite.make_bucket(name)
     for variable in VARIABLES:
         monkeypatch.delenv(variable, raising=False)
-    for variable, value in server.environment().items():
+    for variable, value in azurite.environment().items():
         monkeypatch.setenv(variable, value)
-    with server.client() as service, service.get_container_client(name) as client:
-        bucket = AzureBucket(server, name, client)
+    with azurite.client() as service, service.get_container_client(name) as client:
+        bucket = AzureBucket(azurite, name, client)
         yield bucket
         bucket.remove()

@@ -9,16 +9,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from azure_bucket import AzureBucket
-from azure_bucket import new_bucket as new_azure_bucket
-from dcp_azure_servers import Azurite
+from azure_bucket import azure_bucket, azurite  # noqa: F401  # fixtures
 from dcp_fault_proxy import FaultProxy
 from dcp_s3_servers import LocalStack, S3Server, SeaweedFS
+from gcs_bucket import gcs, gcs_bucket  # noqa: F401  # fixtures
 from ranks import Ranks
 
-pytest.register_assert_rewrite("dcp_core.testing.contract")
-
 _numbers = itertools.count(1)
+
+#: Each has a fixture ``<name>_bucket``, and the tests of ``bucket`` run on it.
+BUCKETS = [
+    "seaweedfs",
+    "localstack",
+    "gcs",
+    "azure",
+]
 
 
 @dataclass
@@ -61,11 +66,16 @@ class Bucket:
         self.client.delete_object(Bucket=self.name, Key=key)
 
     def start_upload(self, key: str) -> None:
+        """Leave an unfinished upload."""
         self.client.create_multipart_upload(Bucket=self.name, Key=key)
 
     def environment_at(self, endpoint: str) -> dict[str, str]:
         """Variables that lead to the server through a proxy."""
         return {**self.environment, "AWS_ENDPOINT_URL": endpoint}
+
+    def bucket_names(self) -> list[str]:
+        """All buckets of the server."""
+        return [bucket["Name"] for bucket in self.client.list_buckets()["Buckets"]]
 
     def remove(self) -> None:
         """Delete the bucket and all in it: a session makes hundreds, and a store has limits."""
@@ -73,7 +83,7 @@ class Bucket:
             found = {"Key": upload["Key"], "UploadId": upload["UploadId"]}
             self.client.abort_multipart_upload(Bucket=self.name, **found)
         for key in self.keys():
-            self.client.delete_object(Bucket=self.name, Key=key)
+            self.delete(key)
         self.client.delete_bucket(Bucket=self.name)
 
 
@@ -114,28 +124,18 @@ def localstack_bucket(localstack: LocalStack, monkeypatch: pytest.MonkeyPatch) -
     yield from _bucket(localstack, monkeypatch)
 
 
-@pytest.fixture(scope="session")
-def azurite() -> Iterator[Azurite]:
-    with Azurite() as server:
-        yield server
-
-
-@pytest.fixture
-def azure_bucket(azurite: Azurite, monkeypatch: pytest.MonkeyPatch) -> Iterator[AzureBucket]:
-    """A new container on Azurite; the environment's Azure variables lead to it."""
-    yield from new_azure_bucket(azurite, monkeypatch)
-
-
 @pytest.fixture(params=["seaweedfs", "localstack"])
 def s3_bucket(request: pytest.FixtureRequest) -> Bucket:
     """A new bucket on each S3 server in turn."""
-    return request.getfixturevalue(f"{request.param}_bucket")
+    found: Bucket = request.getfixturevalue(f"{request.param}_bucket")
+    return found
 
 
-@pytest.fixture(params=["seaweedfs", "localstack", "azure"])
+@pytest.fixture(params=BUCKETS)
 def bucket(request: pytest.FixtureRequest) -> Bucket:
     """A new bucket on each server of each cloud in turn."""
-    return request.getfixturevalue(f"{request.param}_bucket")
+    found: Bucket = request.getfixturevalue(f"{request.param}_bucket")
+    return found
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 _LIMIT = 240.0
-#: What the variables that lead to a server begin with.
-_CLOUDS = ("AWS_", "AZURE_")
+#: Variables that lead the SDKs to a server; the ranks get those of the test.
+_PREFIXES = ("AWS_", "GOOGLE_", "STORAGE_", "AZURE_")
 
 
 class RankError(AssertionError):
@@ -40,7 +40,7 @@ class Ranks:
 
     def outcomes(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """Run ``function(*arguments)`` on every rank; each result is a value or the exception."""
-        variables = {name: value for name, value in os.environ.items() if name.startswith(_CLOUDS)}
+        variables = {name: value for name, value in os.environ.items() if name.startswith(_PREFIXES)}
         for pipe in self._pipes:
             pipe.send((function, arguments, variables))
         found = []
@@ -97,7 +97,7 @@ def _serve(pipe: Connection, rank: int, world_size: int, port: int) -> None:
 
 
 def _replace_variables(variables: Mapping[str, str]) -> None:
-    for name in [name for name in os.environ if name.startswith(_CLOUDS)]:
+    for name in [name for name in os.environ if name.startswith(_PREFIXES)]:
         del os.environ[name]
     os.environ.update(variables)
 

@@ -22,6 +22,7 @@ from urllib3.util.retry import Retry
 
 from dcp_azure.account import Account
 from dcp_azure.options import AzureOptions
+from dcp_core.store_http import with_send_limit
 
 __all__ = ["AzureClient"]
 
@@ -37,7 +38,7 @@ class AzureClient:
             # the SDK's default is 3 more attempts, the first of them after 15 seconds
             retry_total=0,
             transport=RequestsTransport(
-                session=_session(concurrency),
+                session=_session(options, concurrency),
                 connection_timeout=options.connect_timeout,
                 read_timeout=options.stall_timeout,
                 connection_verify=(options.ca_bundle or True) if options.verify_tls else False,
@@ -81,10 +82,11 @@ class AzureClient:
             self._credential.close()
 
 
-def _session(concurrency: int) -> requests.Session:
+def _session(options: AzureOptions, concurrency: int) -> requests.Session:
     """A session that keeps a connection for each request at a time; the SDK's own keeps 10."""
     session = requests.Session()
     adapter = _Adapter(
+        options.stall_timeout,
         pool_maxsize=concurrency + 2,
         # off, as the SDK has it; a failure then has no URL in its text, and so no SAS
         max_retries=Retry(total=False, redirect=False, raise_on_status=False),
@@ -95,8 +97,16 @@ def _session(concurrency: int) -> requests.Session:
 
 
 class _Adapter(HTTPAdapter):
+    """Connections that are kept alive, and let no send take longer than ``stall_timeout``."""
+
+    def __init__(self, stall_timeout: float, **options: Any) -> None:
+        self._stall_timeout = stall_timeout
+        super().__init__(**options)
+
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         alive = (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         super().init_poolmanager(
             *args, **kwargs, socket_options=[*HTTPConnection.default_socket_options, alive]
         )
+        pools = self.poolmanager.pool_classes_by_scheme
+        self.poolmanager.pool_classes_by_scheme = with_send_limit(pools, self._stall_timeout)

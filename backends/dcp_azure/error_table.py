@@ -123,7 +123,11 @@ _STATUSES: dict[int, tuple[_Kind, str]] = {
     413: (UnsupportedError, "the part is larger than Azure allows"),
     416: (CheckpointCorruptError, "the object ends before the range that the record names"),
     429: (ThrottledError, "the store asks for fewer requests"),
-    501: (UnsupportedError, "the store does not implement this request"),
+    501: (
+        UnsupportedError,
+        "the store does not implement this request: one without conditional writes needs "
+        "conditional_commit=False",
+    ),
     503: (ThrottledError, "the store is overloaded"),
 }
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -21,7 +22,7 @@ from dcp_azure.checksum import checksum_headers
 from dcp_azure.client import AzureClient
 from dcp_azure.error_table import mapped, refusal
 from dcp_azure.options import AzureOptions
-from dcp_azure.ranges import AzureRangeReader
+from dcp_azure.ranges import raw_answer
 from dcp_core.errors import (
     CheckpointCorruptError,
     ConfigurationError,
@@ -41,6 +42,7 @@ from dcp_core.store import (
     Upload,
     UploadInfo,
 )
+from dcp_core.store_http import HttpRangeReader
 
 __all__ = ["AzureStore"]
 
@@ -102,7 +104,7 @@ class AzureStore(ObjectStore):
     @contextmanager
     def read_range(
         self, key: str, start: int, stop: int, *, version: str | None = None
-    ) -> Iterator[AzureRangeReader]:
+    ) -> Iterator[HttpRangeReader]:
         wanted = {**self._plain, "x-ms-range": _http_range(start, stop)}
         if version is not None:
             wanted["If-Match"] = _etag(version)
@@ -114,7 +116,7 @@ class AzureStore(ObjectStore):
         finally:
             reader.close()
 
-    def _range_reader(self, key: str, start: int, answer: Any) -> AzureRangeReader:
+    def _range_reader(self, key: str, start: int, answer: Any) -> HttpRangeReader:
         length = int(answer.headers["Content-Length"])
         content_range = answer.headers.get("Content-Range")
         if content_range is None and start != 0:
@@ -131,7 +133,14 @@ class AzureStore(ObjectStore):
                 bucket=self.bucket,
                 key=key,
             )
-        return AzureRangeReader(_info(key, size, answer), answer, length, self.bucket)
+        return HttpRangeReader(
+            _info(key, size, answer),
+            raw_answer(answer),
+            length,
+            operation="Get Blob",
+            bucket=self.bucket,
+            mapped=partial(mapped, "Get Blob", self.bucket, key),
+        )
 
     def put(self, key: str, body: Body, condition: Condition | None = None) -> ObjectInfo:
         headers = {**self._new_object, **_condition(condition), "x-ms-blob-type": "BlockBlob"}

@@ -61,6 +61,10 @@ _CODES: dict[str, tuple[_Kind, str]] = {
     "OperationAborted": (TransientError, "another operation on this key was under way"),
     "NotImplemented": (UnsupportedError, _NO_CONDITIONS),
     "MethodNotAllowed": (UnsupportedError, "the store does not allow this operation"),
+    "InvalidArgument": (
+        ConfigurationError,
+        "the store does not take a header or value of this request: one without CRC32C needs checksums=False",
+    ),
     "InvalidRange": (CheckpointCorruptError, "the object ends before the range that the record names"),
     "InvalidPart": (TransientError, "the store lost a part"),
     "EntityTooLarge": (UnsupportedError, "the object or part is larger than the store allows"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -32,9 +32,9 @@ from dcp_core.store import (
     Upload,
     UploadInfo,
 )
+from dcp_core.store_http import HttpRangeReader, with_send_limit
 from dcp_s3.error_table import mapped
 from dcp_s3.options import S3Options
-from dcp_s3.ranges import S3RangeReader
 
 __all__ = ["S3Store"]
 
@@ -82,7 +82,7 @@ class S3Store(ObjectStore):
     @contextmanager
     def read_range(
         self, key: str, start: int, stop: int, *, version: str | None = None
-    ) -> Iterator[S3RangeReader]:
+    ) -> Iterator[HttpRangeReader]:
         wanted: dict[str, Any] = {"Range": _http_range(start, stop)}
         if version is not None:
             wanted["IfMatch"] = version
@@ -94,7 +94,7 @@ class S3Store(ObjectStore):
         finally:
             reader.close()
 
-    def _range_reader(self, key: str, start: int, answer: dict[str, Any]) -> S3RangeReader:
+    def _range_reader(self, key: str, start: int, answer: dict[str, Any]) -> HttpRangeReader:
         length, content_range = answer["ContentLength"], answer.get("ContentRange")
         if content_range is None and start != 0:
             answer["Body"].close()
@@ -105,7 +105,15 @@ class S3Store(ObjectStore):
             )
         size = length if content_range is None else int(content_range.rpartition("/")[2])
         info = ObjectInfo(key, size, answer["ETag"], answer["LastModified"])
-        return S3RangeReader(info, answer["Body"], length, self.bucket)
+        return HttpRangeReader(
+            info,
+            # botocore's StreamingBody copies; the urllib3 answer in it has kept this name since botocore 1.10
+            getattr(answer["Body"], "_raw_stream", answer["Body"]),
+            length,
+            operation="GetObject",
+            bucket=self.bucket,
+            mapped=partial(mapped, "GetObject", self.bucket, key),
+        )
 
     def put(self, key: str, body: Body, condition: Condition | None = None) -> ObjectInfo:
         with mapped("PutObject", self.bucket, key):
@@ -234,7 +242,7 @@ def _client(options: S3Options, concurrency: int) -> Any:
     region = session.region_name or ("us-east-1" if options.endpoint_url else None)
     # The SDK sends parts with "Expect: 100-continue". It costs a round trip a part, and lets a store refuse
     # with a 403 or 503 before the part is sent, rather than by breaking the connection in the middle of it.
-    return session.client(
+    client = session.client(
         "s3",
         region_name=region,
         endpoint_url=options.endpoint_url,
@@ -252,6 +260,22 @@ def _client(options: S3Options, concurrency: int) -> Any:
             s3={"addressing_style": options.addressing_style, "payload_signing_enabled": False},
         ),
     )
+    _limit_sends(client, options.stall_timeout)
+    return client
+
+
+def _limit_sends(client: Any, seconds: float) -> None:
+    """Let no send take longer than ``seconds``.
+
+    botocore has no option for it; these private names are those since 1.11. Where one is missing, sends keep
+    the time limit for connecting.
+    """
+    http: Any = getattr(getattr(client, "_endpoint", None), "http_session", None)
+    pools = getattr(http, "_pool_classes_by_scheme", None)
+    manager = getattr(http, "_manager", None)
+    if pools is not None and manager is not None:
+        # a manager for a proxy is made on first use, from the same classes
+        http._pool_classes_by_scheme = manager.pool_classes_by_scheme = with_send_limit(pools, seconds)
 
 
 def _common(options: S3Options) -> dict[str, Any]:

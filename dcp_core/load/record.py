@@ -7,7 +7,12 @@ from typing import Any
 
 from torch.distributed.checkpoint.metadata import Metadata
 
-from dcp_core.errors import CheckpointNotFoundError, CloudCheckpointError, ObjectNotFoundError
+from dcp_core.errors import (
+    CheckpointNotFoundError,
+    CloudCheckpointError,
+    ObjectNotFoundError,
+    UnsupportedError,
+)
 from dcp_core.format.layout import metadata_name
 from dcp_core.format.metadata import decode_metadata
 from dcp_core.location import Location
@@ -66,6 +71,8 @@ def describe_absence(store: ObjectStore, location: Location) -> str:
     try:
         names = [info.key[len(prefix) :] for info in islice(store.list(prefix), _LISTED)]
         uploads = list(islice(store.list_uploads(prefix), _LISTED))
+    except UnsupportedError:
+        return "no commit record is there, and a store of this kind cannot list what else is"
     except CloudCheckpointError:
         return "no commit record is there, and what else is could not be listed"
     records = sum(1 for name in names if "/" not in name and name.endswith(".metadata"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from azure_bucket import AzureBucket
@@ -12,8 +12,15 @@ from dcp_azure.options import AzureOptions
 from dcp_azure.store import AzureStore
 from dcp_core.errors import ObjectNotFoundError
 from dcp_core.store import ObjectStore
-from dcp_core.testing import StoreContract
-from dcp_core.testing.contract import ODD_KEYS, RawBucket, body_of, deviates
+from dcp_core.testing import (
+    ODD_KEYS,
+    OpenStore,
+    RawBucket,
+    StoreContract,
+    body_of,
+    deviates,
+    deviations,
+)
 
 
 def open_azure(name: str) -> ObjectStore:
@@ -34,7 +41,7 @@ class TestAzurite(StoreContract):
             yield store
 
     @pytest.fixture
-    def open_store(self, azure_bucket: AzureBucket) -> Callable[[str], ObjectStore]:
+    def open_store(self, azure_bucket: AzureBucket) -> OpenStore:
         return open_azure
 
     @deviates("Azure has no uploads, only blocks of a name: a part sent after the abort is staged anew")
@@ -56,3 +63,7 @@ class TestAzurite(StoreContract):
         store.abort_upload(upload)
         assert list(store.list_uploads("")) == []
         assert raw.keys() == []
+
+
+def test_deviations_are_known() -> None:
+    assert list(deviations(TestAzurite)) == ["test_abort"]

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from conftest import Bucket
 
-from dcp_core.store import ObjectStore
-from dcp_core.testing import MemoryStore, StoreContract
-from dcp_core.testing.contract import ODD_KEYS, RawBucket, body_of
+from dcp_core import TransientError
+from dcp_core.format.checksum import crc32c
+from dcp_core.store import Body, ObjectStore, ReplaceVersion
+from dcp_core.testing import (
+    ODD_KEYS,
+    MemoryStore,
+    OpenStore,
+    RawBucket,
+    StoreContract,
+    body_of,
+    deviates,
+    deviations,
+)
 from dcp_s3.options import S3Options
 from dcp_s3.store import S3Store
 
@@ -44,6 +56,14 @@ class TestMemory(StoreContract):
     def raw(self, store: MemoryStore) -> RawBucket:
         return RawMemory(store)
 
+    @pytest.fixture
+    def open_store(self) -> OpenStore:
+        return MemoryStore
+
+
+def open_s3(name: str) -> ObjectStore:
+    return S3Store(name, S3Options())
+
 
 class TestSeaweedFS(StoreContract):
     # its keys are paths: it folds "//" and "\\", and takes neither "/leading" nor "trailing/" for an object
@@ -55,9 +75,20 @@ class TestSeaweedFS(StoreContract):
 
     @pytest.fixture
     def store(self, seaweedfs_bucket: Bucket) -> Iterator[ObjectStore]:
-        store = S3Store(seaweedfs_bucket.name, S3Options())
-        yield store
-        store.close()
+        with contextlib.closing(open_s3(seaweedfs_bucket.name)) as store:
+            yield store
+
+    @pytest.fixture
+    def open_store(self, seaweedfs_bucket: Bucket) -> OpenStore:
+        return open_s3
+
+    @deviates("an administrator's write creates the bucket; a save looks first, and refuses")
+    def test_write_to_a_missing_bucket(self, seaweedfs_bucket: Bucket) -> None:
+        created = replace(seaweedfs_bucket, name=self.missing_bucket)
+        with contextlib.closing(open_s3(created.name)) as store:
+            store.put("key", body_of(b"data"))
+        assert created.keys() == ["key"]
+        created.remove()
 
 
 class TestLocalStack(StoreContract):
@@ -69,6 +100,23 @@ class TestLocalStack(StoreContract):
 
     @pytest.fixture
     def store(self, localstack_bucket: Bucket) -> Iterator[ObjectStore]:
-        store = S3Store(localstack_bucket.name, S3Options())
-        yield store
-        store.close()
+        with contextlib.closing(open_s3(localstack_bucket.name)) as store:
+            yield store
+
+    @pytest.fixture
+    def open_store(self, localstack_bucket: Bucket) -> OpenStore:
+        return open_s3
+
+    @deviates("a PUT over an object is refused only after its bytes took the place of the old ones")
+    def test_wrong_checksum_keeps_the_old(self, store: ObjectStore) -> None:
+        old = store.put("key", body_of(b"old"))
+        with pytest.raises(TransientError):
+            store.put("key", Body([b"data"], crc32c(b"other")), ReplaceVersion(old.version))
+        assert store.head("key").version == old.version
+
+
+def test_deviations_are_known() -> None:
+    """The reference store has none; others only those that docs/s3-stores.md tells of."""
+    assert deviations(StoreContract) == deviations(TestMemory) == {}
+    assert list(deviations(TestSeaweedFS)) == ["test_write_to_a_missing_bucket"]
+    assert list(deviations(TestLocalStack)) == ["test_wrong_checksum_keeps_the_old"]

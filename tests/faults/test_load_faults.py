@@ -31,9 +31,9 @@ def state() -> dict[str, Any]:
 
 
 @pytest.fixture
-def url(seaweedfs_bucket: Bucket) -> str:
-    dcp.save(state(), storage_writer=CloudStorageWriter(f"{seaweedfs_bucket.url}/run"))
-    return f"{seaweedfs_bucket.url}/run"
+def url(cloud_bucket: Bucket) -> str:
+    dcp.save(state(), storage_writer=CloudStorageWriter(f"{cloud_bucket.url}/run"))
+    return f"{cloud_bucket.url}/run"
 
 
 def load(url: str, **options: Any) -> None:

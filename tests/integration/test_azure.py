@@ -27,10 +27,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from dcp_azure_servers import Azurite
 from dcp_fault_proxy import FaultProxy
-from sockets import Listener, answering
+from sockets import CountingBody, Listener, answering
 
 from dcp_azure import AzureOptions, AzureStorageReader, AzureStorageWriter
 from dcp_azure.checksum import checksum_headers
+from dcp_azure.ranges import PublicAnswer
 from dcp_azure.store import AzureStore
 from dcp_core import (
     CloudStorageReader,
@@ -41,7 +42,7 @@ from dcp_core import (
     UnsupportedError,
 )
 from dcp_core.format.checksum import crc32c
-from dcp_core.store import Body, Upload
+from dcp_core.store import Upload
 from dcp_core.testing.contract import body_of, in_threads, pattern, read_all
 
 MIB = 1 << 20
@@ -153,28 +154,16 @@ def test_every_body_carries_its_checksum(
         assert sent == ({header} if header else set())
 
 
-class _CountingBody(Body):
-    reads = 0
-    sent = 0
-
-    def read(self, size: int | None = -1) -> bytes | memoryview:
-        view = super().read(size)
-        assert not view or isinstance(view, memoryview)
-        self.reads += 1
-        self.sent += len(view)
-        return view
-
-
 def test_bodies_are_read_once(azure_bucket: AzureBucket) -> None:
     """The SDK sends the views as they come; it neither hashes nor buffers them."""
     data = pattern(5 * MIB)
     with contextlib.closing(AzureStore(azure_bucket.name, AzureOptions())) as store:
-        body = _CountingBody([data[:100], data[100:]], crc32c(data))
+        body = CountingBody([data[:100], data[100:]], crc32c(data))
         store.put("key", body)
         assert body.sent == len(data)
         assert body.reads <= 8
         upload = store.start_upload("parts")
-        body = _CountingBody([data], crc32c(data))
+        body = CountingBody([data], crc32c(data))
         part = store.put_part(upload, 1, body)
         assert body.sent == len(data)
         store.finish_upload(upload, [part])
@@ -188,15 +177,18 @@ def test_ranges_come_from_the_socket(azure_bucket: AzureBucket) -> None:
         with store.read_range("key", 2, 5) as reader:
             assert type(reader._source).__module__ == "http.client"  # type: ignore[attr-defined]
         with store.read_range("key", 2, 5) as reader:
-            reader._source = _public(reader)  # type: ignore[attr-defined]
             assert read_all(reader, 3) == b"234"
 
 
-def _public(reader: Any) -> Any:
-    """The source that a range reader falls back on."""
-    from dcp_azure.ranges import _Chunks
-
-    return _Chunks(reader._response)
+def test_ranges_without_the_way_down(azure_bucket: AzureBucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a release of the SDK without the private attribute would do: it copies, and is right."""
+    monkeypatch.setattr("dcp_azure.store.raw_answer", PublicAnswer)
+    azure_bucket.write("key", pattern(MIB))
+    with contextlib.closing(AzureStore(azure_bucket.name, AzureOptions())) as store:
+        for start, stop in ((2, 5), (0, MIB), (70_000, 200_001)):
+            with store.read_range("key", start, stop) as reader:
+                assert read_all(reader, stop - start) == pattern(MIB)[start:stop]
+                assert reader.readinto(memoryview(bytearray(1))) == 0
 
 
 # --- connections

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from azure_bucket import AzureBucket
 from conftest import Bucket
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,13 +29,15 @@ def run(code: str, environment: dict[str, str]) -> None:
 
 
 def test_every_section_has_an_example() -> None:
-    assert len(EXAMPLES) == (ROOT / "docs/examples.md").read_text().count("\n## ")
+    assert len(EXAMPLES) == (ROOT / "docs/examples.md").read_text().count("\n## ") == 11
 
 
 @pytest.mark.parametrize("title", EXAMPLES)
-def test_example(seaweedfs_bucket: Bucket, azure_bucket: AzureBucket, title: str) -> None:
-    names = f"BUCKET, CONTAINER = {seaweedfs_bucket.name!r}, {azure_bucket.name!r}\n"
-    run(names + EXAMPLES[title], seaweedfs_bucket.environment | azure_bucket.environment)
+def test_example(request: pytest.FixtureRequest, title: str, tmp_path: Path) -> None:
+    code = EXAMPLES[title]
+    server = "gcs" if "gs://" in code else "azure" if "az://" in code else "seaweedfs"
+    bucket: Bucket = request.getfixturevalue(f"{server}_bucket")
+    run(f"BUCKET, FOLDER = {bucket.name!r}, {str(tmp_path)!r}\n{code}", bucket.environment)
 
 
 def test_readme(seaweedfs_bucket: Bucket) -> None:

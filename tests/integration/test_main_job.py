@@ -30,7 +30,7 @@ def test_one_to_four(bucket: Bucket, worlds: World) -> None:
 @pytest.mark.parametrize(
     "prefix", ["with space", "ümläut/日本", "100%", "a%20b+c", "q?x=1&y#z", "'quotes\"", "a//b", "/lead", ""]
 )
-@pytest.mark.parametrize("server", ["localstack", "azure"])
+@pytest.mark.parametrize("server", ["localstack", "gcs", "azure"])
 def test_odd_prefixes(request: pytest.FixtureRequest, worlds: World, server: str, prefix: str) -> None:
     """The prefix of the URL is the prefix of the keys, character by character."""
     bucket: Bucket = request.getfixturevalue(f"{server}_bucket")
@@ -44,12 +44,16 @@ def test_odd_prefixes(request: pytest.FixtureRequest, worlds: World, server: str
 
 @pytest.mark.parametrize(
     ("server", "saved", "loaded"),
-    [("seaweedfs", 4, 2), ("seaweedfs", 2, 4), ("seaweedfs", 4, 1), ("azure", 4, 2)],
+    [
+        *(("seaweedfs", 4, 2), ("seaweedfs", 2, 4), ("seaweedfs", 4, 1)),
+        *(("gcs", 4, 2), ("gcs", 2, 4), ("azure", 4, 2)),
+    ],
 )
 def test_fsdp2_training_state(
     request: pytest.FixtureRequest, worlds: World, server: str, saved: int, loaded: int
 ) -> None:
-    url = f"{request.getfixturevalue(f'{server}_bucket').url}/fsdp"
+    bucket: Bucket = request.getfixturevalue(f"{server}_bucket")
+    url = f"{bucket.url}/fsdp"
     before = worlds(saved).run(scenarios.save_training, url, "fsdp2")
     after = worlds(loaded).run(scenarios.load_training, url, "fsdp2")
     for state in after:

@@ -12,11 +12,10 @@ import torch
 import torch.distributed.checkpoint as dcp
 from conftest import Bucket
 from dcp_fault_proxy import FaultProxy
-from sockets import Listener, answering
+from sockets import CountingBody, Listener, answering
 
 from dcp_core import CloudStorageReader, TransientError, UnsupportedError
 from dcp_core.format.checksum import crc32c
-from dcp_core.store import Body
 from dcp_core.testing.contract import body_of, pattern, read_all
 from dcp_s3 import S3Options, S3StorageReader, S3StorageWriter
 from dcp_s3.store import S3Store
@@ -87,27 +86,16 @@ def test_explicit_credentials_and_endpoint(seaweedfs_bucket: Bucket, monkeypatch
     dcp.load(target, storage_reader=CloudStorageReader(f"{seaweedfs_bucket.url}/run", **options))
 
 
-class _CountingBody(Body):
-    reads = 0
-    sent = 0
-
-    def read(self, size: int | None = -1) -> bytes | memoryview:
-        view = super().read(size)
-        self.reads += 1
-        self.sent += len(view)
-        return view
-
-
 def test_bodies_are_read_once(seaweedfs_bucket: Bucket) -> None:
     """The SDK sends the views as they come; it neither hashes nor buffers them."""
     data = pattern(5 * MIB)
     with contextlib.closing(S3Store(seaweedfs_bucket.name, S3Options())) as store:
-        body = _CountingBody([data[:100], data[100:]], crc32c(data))
+        body = CountingBody([data[:100], data[100:]], crc32c(data))
         store.put("key", body)
         assert body.sent == len(data)
         assert body.reads <= 8
         upload = store.start_upload("parts")
-        body = _CountingBody([data], crc32c(data))
+        body = CountingBody([data], crc32c(data))
         part = store.put_part(upload, 1, body)
         assert body.sent == len(data)
         store.finish_upload(upload, [part])

@@ -26,6 +26,13 @@ from dcp_server import Server, ServerError, free_ports, install
 SERVERS = [SeaweedFS, LocalStack]
 
 
+@pytest.fixture(params=["seaweedfs", "localstack"])
+def bucket(request: pytest.FixtureRequest) -> Bucket:
+    """On each server of S3 in turn: what is asked here is asked with boto3."""
+    found: Bucket = request.getfixturevalue(f"{request.param}_bucket")
+    return found
+
+
 def status_of(request: Callable[..., Any], **arguments: Any) -> int:
     """The HTTP status of a request that is refused."""
     with pytest.raises(ClientError) as caught:

@@ -7,27 +7,28 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 import dcp_azure
 import dcp_core
+import dcp_gcs
+import dcp_http
 import dcp_s3
 from dcp_azure.keywords import AzureLoadKeywords, AzureSaveKeywords
 from dcp_azure.options import AzureOptions
 from dcp_core.config import LoadOptions, SaveOptions
+from dcp_gcs.keywords import GCSLoadKeywords, GCSSaveKeywords
+from dcp_gcs.options import GCSOptions
+from dcp_http.keywords import HTTPLoadKeywords
+from dcp_http.options import HTTPOptions
 from dcp_s3.keywords import S3LoadKeywords, S3SaveKeywords
 from dcp_s3.options import S3Options
 
 SDKS = (
-    "boto3",
-    "botocore",
-    "aiohttp",
-    "google.cloud",
-    "azure",
-    "requests",
-    "typer",
-    "rich",
-    "dcp_s3",
-    "dcp_azure",
+    *("boto3", "botocore", "aiohttp", "google.auth", "google.cloud.storage", "requests", "azure"),
+    *("typer", "rich", "dcp_s3", "dcp_gcs", "dcp_azure", "dcp_http"),
 )
 
 
@@ -42,7 +43,7 @@ def python(code: str, **variables: str) -> str:
 def test_no_sdk_is_imported() -> None:
     code = (
         "import sys, dcp_core; from dcp_core.registry import known_schemes\n"
-        "assert {'s3', 'az'} <= set(known_schemes())\n"
+        "assert {'s3', 'gs', 'az', 'https'} <= set(known_schemes())\n"
         f"print([name for name in {SDKS} if name in sys.modules])"
     )
     assert python(code).strip() == "[]"
@@ -64,15 +65,51 @@ def test_public_names() -> None:
         "CloudStorageReader", "CloudStorageWriter", "LoadOptions", "SaveOptions", "use_url_checkpoint_ids",
     }  # fmt: skip
     assert dcp_azure.__all__ == ["AzureOptions", "AzureStorageReader", "AzureStorageWriter", "backend"]
+    assert dcp_http.__all__ == ["HTTPOptions", "HTTPStorageReader", "backend"]
     assert dcp_s3.__all__ == ["S3Options", "S3StorageReader", "S3StorageWriter", "backend"]
+    assert dcp_gcs.__all__ == ["GCSOptions", "GCSStorageReader", "GCSStorageWriter", "backend"]
 
 
-def test_typed_keywords_are_the_options() -> None:
-    for keywords, options, store_options in (
+@pytest.mark.parametrize(
+    ("keywords", "options", "own"),
+    [
         (S3SaveKeywords, SaveOptions, S3Options),
         (S3LoadKeywords, LoadOptions, S3Options),
+        (GCSSaveKeywords, SaveOptions, GCSOptions),
+        (GCSLoadKeywords, LoadOptions, GCSOptions),
         (AzureSaveKeywords, SaveOptions, AzureOptions),
         (AzureLoadKeywords, LoadOptions, AzureOptions),
-    ):
-        fields = {field.name for kind in (options, store_options) for field in dataclasses.fields(kind)}
-        assert set(keywords.__optional_keys__) == fields
+        (HTTPLoadKeywords, LoadOptions, HTTPOptions),
+    ],
+)
+def test_typed_keywords_are_the_options(keywords: Any, options: Any, own: Any) -> None:
+    fields = {field.name for kind in (options, own) for field in dataclasses.fields(kind)}
+    assert set(keywords.__optional_keys__) == fields
+
+
+@pytest.mark.parametrize(
+    ("url", "imported"),
+    [
+        ("s3://bucket/x", ["boto3", "botocore", "dcp_s3"]),
+        ("gs://bucket/x", ["google.auth", "google.cloud.storage", "requests", "dcp_gcs"]),
+        # azure-core imports aiohttp where it is installed
+        ("az://bucket/x", ["aiohttp", "requests", "azure", "dcp_azure"]),
+        ("http://host/x", ["aiohttp", "dcp_http"]),
+    ],
+)
+def test_a_url_imports_its_own_sdk_only(url: str, imported: list[str]) -> None:
+    code = (
+        "import sys, dcp_core\n"
+        f"dcp_core.CloudStorageReader({url!r})\n"
+        f"print(*[name for name in {SDKS} if name in sys.modules])"
+    )
+    assert python(code).split() == imported
+
+
+def test_public_names_for_authors_of_backends() -> None:
+    import dcp_core.testing
+
+    assert dcp_core.testing.__all__ == [
+        "MemoryBackend", "MemoryStore", "ODD_KEYS", "OpenStore", "RawBucket", "ReadContract", "StoreContract",
+        "body_of", "deviates", "deviations", "in_threads", "pattern", "read_all",
+    ]  # fmt: skip

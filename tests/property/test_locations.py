@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from dcp_core import InvalidLocationError
 from dcp_core.location import Location, scheme_of
+from dcp_http.location import HTTPLocation, encoded
 
 text = st.text(st.characters(exclude_categories=("Cc", "Cs")), max_size=40)
 names = text.filter(
@@ -61,3 +62,24 @@ def test_refused_children(name: str) -> None:
 def test_pathlib_is_explained() -> None:
     with pytest.raises(InvalidLocationError, match="pathlib"):
         Location.parse(PurePosixPath("s3://bucket/key"))
+
+
+@given(text, names, st.sampled_from(["", "?", "?sig=a%2Bb", "?a=1?b"]))
+def test_web_urls_name_every_key(key: str, name: str, query: str) -> None:
+    """Whatever a key is, its encoded form leads back to it, and the query stays apart from it."""
+    location = HTTPLocation.parse_url(f"http://Host:80/{encoded(key)}{query}")
+    assert (location.bucket, location.prefix) == ("host:80", key.removesuffix("/"))
+    assert location.query == query.removeprefix("?")
+    assert encoded(key).isascii()
+    child = location.child(name)
+    assert (child.query, child.prefix) == (location.query, location.key(name).removesuffix("/"))
+    assert HTTPLocation.parse_url(child.url).prefix == child.prefix
+    assert pickle.loads(pickle.dumps(child)) == child
+    assert "sig" not in repr(child) or "sig" in name + key
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "127.0.0.1:8080", "[::1]:8080", "[fe80::1]", "a-b.example.com"]
+)
+def test_hosts(host: str) -> None:
+    assert HTTPLocation.parse_url(f"https://{host}/run").bucket == host

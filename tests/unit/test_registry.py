@@ -63,6 +63,21 @@ def test_unknown_scheme_names_the_known() -> None:
         find_backend("nope")
 
 
+@pytest.mark.parametrize(
+    ("scheme", "extra"), [("s3", "s3"), ("gs", "gcs"), ("az", "azure"), ("abfss", "azure"), ("https", "http")]
+)
+def test_scheme_of_ours_that_is_not_installed(
+    site: Path, monkeypatch: pytest.MonkeyPatch, scheme: str, extra: str
+) -> None:
+    """As with a distribution that has fewer backends: the message names what adds this one."""
+    distribution(site, "memory-store", "memory = dcp_core.testing:MemoryBackend")
+    monkeypatch.setattr(sys, "path", [str(site)])
+    with pytest.raises(
+        UnknownSchemeError, match=rf"{scheme}://.*known: memory://.*pip install 'dcp-cloud\[{extra}\]'"
+    ):
+        find_backend(scheme)
+
+
 def test_missing_dependency_of_a_backend(site: Path) -> None:
     (site / "needy_store.py").write_text("import a_package_that_is_not_there\n")
     distribution(site, "needy-store", "needy = needy_store:backend")

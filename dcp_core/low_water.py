@@ -1,0 +1,65 @@
+"""The low-water mark of a socket (``SO_RCVLOWAT``, socket(7)) while a large answer comes through it.
+
+The kernel then wakes a thread for 256 KiB rather than for every few segments. That saves a quarter of a
+load's CPU time on a fast link, and more on a slow one, where each wake-up would bring less.
+"""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import sys
+from contextlib import suppress
+
+__all__ = ["LowWater"]
+
+#: Bytes that are worth waking up for.
+_MARK = 256 << 10
+#: Bytes of an answer that are received without it: by then the kernel has opened the connection's window,
+#: which setting the mark earlier would hold to the size of the mark for a while.
+_FIRST = 1 << 20
+#: Bytes that may lie in the buffers of http.client and TLS, and no longer in the socket.
+_BUFFERED = 64 << 10
+
+
+class LowWater:
+    """The mark of the connection that ``response`` with ``expected`` bytes comes through.
+
+    Only on Linux, whose ``poll`` heeds it. A connection that brings less than the mark within the time limit
+    of its socket counts as stalled.
+    """
+
+    def __init__(self, response: http.client.HTTPResponse | None, expected: int) -> None:
+        # SocketIO has kept the socket under this name since Python 3.0
+        found = getattr(getattr(getattr(response, "fp", None), "raw", None), "_sock", None)
+        usable = isinstance(found, socket.socket) and sys.platform == "linux"
+        self._connection: socket.socket | None = found if usable else None
+        self._from = expected - _FIRST
+        self._raised = False
+
+    def before(self, wanted: int, left: int) -> None:
+        """Prepare a call that waits for ``wanted`` bytes while ``left`` bytes of the answer are to come.
+
+        The mark is never more than what is certain to come after them: a call would wait for the rest until
+        its time limit.
+        """
+        if self._connection is None:
+            return
+        safe = left <= self._from and left - wanted >= _MARK + _BUFFERED
+        if safe and not self._raised:
+            self._set(_MARK)
+            self._raised = True
+        elif not safe:
+            self.lower()
+
+    def lower(self) -> None:
+        """Back to what the connection's next answer needs."""
+        if self._raised:
+            self._set(1)
+            self._raised = False
+
+    def _set(self, size: int) -> None:
+        assert self._connection is not None
+        # a connection that was closed meanwhile fails where it is read
+        with suppress(OSError):
+            self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)

@@ -1,0 +1,31 @@
+"""One server a cloud, with a fault proxy before it: every fault is tried on each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from conftest import Bucket
+from dcp_fault_proxy import FaultProxy
+
+CLOUDS = [
+    "seaweedfs",
+    "gcs",
+    "azure",
+]
+
+
+@pytest.fixture(params=CLOUDS)
+def cloud_bucket(request: pytest.FixtureRequest) -> Bucket:
+    """A new bucket on one server of each cloud."""
+    found: Bucket = request.getfixturevalue(f"{request.param}_bucket")
+    return found
+
+
+@pytest.fixture
+def proxy(cloud_bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """A fault proxy before the server; the environment's variables lead to the proxy."""
+    with FaultProxy(cloud_bucket.server.endpoint) as running:
+        for variable, value in cloud_bucket.environment_at(running.endpoint).items():
+            monkeypatch.setenv(variable, value)
+        yield running
