@@ -162,8 +162,10 @@ class FaultProxy:
         return f"http://127.0.0.1:{self.port}"
 
     def add(self, *faults: Fault) -> None:
-        """Break matching requests from now on."""
+        """Break matching requests from now on. A fault that was added before counts from 0 again."""
         with self._lock:
+            for fault in faults:
+                fault.hits = 0
             self._faults += faults
 
     def clear(self) -> None:

@@ -159,6 +159,7 @@ def test_lost_answer_to_finish_upload(cloud_bucket: Bucket, proxy: FaultProxy) -
     proxy.add(Fault("lose_response", operation="CompleteMultipartUpload"))
     save(f"{cloud_bucket.url}/run", large(1), part_size=5 * MIB)
     load(f"{cloud_bucket.url}/run", large(1))
+    assert cloud_bucket.uploads() == []
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
+import certifi
 import pytest
 import scenarios
 import torch
@@ -28,6 +29,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from dcp_azure_servers import Azurite
 from dcp_fault_proxy import FaultProxy
 from sockets import CountingBody, Listener, answering
+from urllib3.exceptions import InsecureRequestWarning
 
 from dcp_azure import AzureOptions, AzureStorageReader, AzureStorageWriter
 from dcp_azure.checksum import checksum_headers
@@ -43,7 +45,7 @@ from dcp_core import (
 )
 from dcp_core.format.checksum import crc32c
 from dcp_core.store import Upload
-from dcp_core.testing.contract import body_of, in_threads, pattern, read_all
+from dcp_core.testing import body_of, in_threads, pattern, read_all
 
 MIB = 1 << 20
 
@@ -389,6 +391,8 @@ class Token:
 
 def test_tokens_and_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AZURE_STORAGE_CONNECTION_STRING", raising=False)
+    # requests prefers this to a session's own setting
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", certifi.where())
     with SecureAzurite(tmp_path) as server:
         server.make_bucket("tokens")
         url = {"account_url": f"{server.endpoint}/{server.account}"}
@@ -401,6 +405,8 @@ def test_tokens_and_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         with pytest.raises(BaseException, match="ca_bundle") as caught:
             load("az://tokens/run", state, credential=Token(), **url)
         assert isinstance(caught.value.failures[0][0], ConfigurationError)  # type: ignore[attr-defined]
+        with pytest.warns(InsecureRequestWarning):
+            load("az://tokens/run", state, credential=Token(), **url, verify_tls=False)
 
 
 # --- what lies in containers

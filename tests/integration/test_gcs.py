@@ -14,6 +14,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
+import certifi
 import google.auth.transport.requests
 import pytest
 import requests
@@ -45,7 +46,7 @@ from dcp_core import (
 )
 from dcp_core.format.checksum import crc32c
 from dcp_core.store import Part, ReplaceVersion, Upload
-from dcp_core.testing.contract import body_of, pattern, read_all
+from dcp_core.testing import body_of, pattern, read_all
 from dcp_gcs import GCSOptions, GCSStorageReader, GCSStorageWriter
 from dcp_gcs.store import GCSStore
 
@@ -211,7 +212,9 @@ def certificate(tmp_path: Path) -> Path:
     return path
 
 
-def test_tls(gcs_bucket: GCSBucket, certificate: Path) -> None:
+def test_tls(gcs_bucket: GCSBucket, certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # requests prefers this to a session's own setting
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", certifi.where())
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(certificate)
     listener = Listener(gcs_bucket.server.port, tls)
