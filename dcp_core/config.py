@@ -30,7 +30,7 @@ class TransferOptions:
     """
 
     concurrency: int = 8
-    memory: int = 256 * MIB
+    memory: int = 512 * MIB
     attempts: int = 6
     deadline: float | None = None
 
@@ -52,7 +52,7 @@ class SaveOptions(TransferOptions):
             writes: the last writer then wins.
     """
 
-    part_size: int = 32 * MIB
+    part_size: int = 64 * MIB
     overwrite: bool = True
     conditional_commit: bool = True
 

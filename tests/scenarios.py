@@ -229,3 +229,20 @@ def load_training(url: str, kind: str) -> dict[str, Any]:
     dcp.load(state, storage_reader=CloudStorageReader(url))
     set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
     return gathered(model, optimizer)
+
+
+#: Rows of 512 KiB, more than a gap that a load reads through.
+SHARDED = noise(77, (64, 128 * 1024))
+
+
+def save_sharded(url: str, dim: int) -> None:
+    dcp.save(
+        {"weight": distribute_tensor(SHARDED, mesh(), [Shard(dim)])}, storage_writer=CloudStorageWriter(url)
+    )
+
+
+def load_sharded(url: str, dim: int) -> None:
+    """Load and compare with what :func:`save_sharded` saved."""
+    state = {"weight": distribute_tensor(torch.zeros_like(SHARDED), mesh(), [Shard(dim)])}
+    dcp.load(state, storage_reader=CloudStorageReader(url))
+    assert_same(state["weight"], SHARDED)

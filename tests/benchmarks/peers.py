@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from dcp_server import REPOSITORY, install
@@ -33,7 +33,8 @@ class Environment:
     """What ``dcp_server.install`` needs to know."""
 
     name: str
-    requirements: Sequence[str] = field(default_factory=tuple)
+    requirements: Sequence[str] = ()
+    npm_requirements: Sequence[str] = ()
 
 
 #: https://pypi.org/project/multi-storage-client/ reads where a profile's bucket is from $MSC_CONFIG.
