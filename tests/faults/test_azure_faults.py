@@ -11,6 +11,7 @@ import scenarios
 import torch
 import torch.distributed.checkpoint as dcp
 from azure_bucket import AzureBucket
+from conftest import proxied
 from dcp_fault_proxy import Fault, FaultProxy
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -27,9 +28,7 @@ BLOCK = "comp=block&"
 @pytest.fixture
 def proxy(azure_bucket: AzureBucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
     """A fault proxy before Azurite; the environment's Azure variables lead to the proxy."""
-    with FaultProxy(azure_bucket.server.endpoint) as running:
-        for name, value in azure_bucket.environment_at(running.endpoint).items():
-            monkeypatch.setenv(name, value)
+    with proxied(azure_bucket, monkeypatch) as running:
         yield running
 
 
