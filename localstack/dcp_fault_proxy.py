@@ -27,6 +27,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import aiohttp
 from aiohttp import web
+from dcp_connections import abort_connections
 from yarl import URL
 
 Kind = Literal[
@@ -214,6 +215,7 @@ class FaultProxy:
         for task in held:
             task.cancel()
         await asyncio.gather(*held, return_exceptions=True)
+        await abort_connections()
 
     def _choose(self, seen: Seen) -> Fault | None:
         with self._lock:
