@@ -27,6 +27,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import aiohttp
 from aiohttp import web
+from dcp_connections import abort_connections
 from yarl import URL
 
 Kind = Literal[
@@ -162,8 +163,10 @@ class FaultProxy:
         return f"http://127.0.0.1:{self.port}"
 
     def add(self, *faults: Fault) -> None:
-        """Break matching requests from now on."""
+        """Break matching requests from now on. A fault that was added before counts from 0 again."""
         with self._lock:
+            for fault in faults:
+                fault.hits = 0
             self._faults += faults
 
     def clear(self) -> None:
@@ -212,6 +215,7 @@ class FaultProxy:
         for task in held:
             task.cancel()
         await asyncio.gather(*held, return_exceptions=True)
+        await abort_connections()
 
     def _choose(self, seen: Seen) -> Fault | None:
         with self._lock:

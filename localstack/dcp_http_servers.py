@@ -26,6 +26,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from aiohttp import web
+from dcp_connections import abort_connections
 
 _PIECE = 1 << 20
 _RANGE = re.compile(r"bytes=(\d+)-(\d+)")
@@ -121,6 +122,7 @@ class WebServer:
         for task in held:
             task.cancel()
         await asyncio.gather(*held, return_exceptions=True)
+        await abort_connections()
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         path, _, query = request.raw_path.partition("?")

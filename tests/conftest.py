@@ -138,11 +138,19 @@ def bucket(request: pytest.FixtureRequest) -> Bucket:
     return found
 
 
+@contextlib.contextmanager
+def proxied(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """A fault proxy before the server of a bucket of any cloud; the environment's variables lead to it."""
+    with FaultProxy(bucket.server.endpoint) as running:
+        for variable, value in bucket.environment_at(running.endpoint).items():
+            monkeypatch.setenv(variable, value)
+        yield running
+
+
 @pytest.fixture
 def proxy(seaweedfs_bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
     """A fault proxy before SeaweedFS; the environment's AWS variables lead to the proxy."""
-    with FaultProxy(seaweedfs_bucket.server.endpoint) as running:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", running.endpoint)
+    with proxied(seaweedfs_bucket, monkeypatch) as running:
         yield running
 
 

@@ -126,6 +126,9 @@ _STATUSES: dict[int, tuple[_Kind, str]] = {
     503: (ThrottledError, "the store is overloaded"),
 }
 
+#: Requests about a bucket alone: their 404 is the bucket's. JSON has one code, ``notFound``, for both.
+_OF_BUCKETS = {"ListObjects"}
+
 _NO_CREDENTIALS = (
     "no usable credentials: log in with `gcloud auth application-default login`, set "
     "GOOGLE_APPLICATION_CREDENTIALS or credentials_file=, or pass anonymous=True for a public bucket"
@@ -203,6 +206,8 @@ def error_of_answer(
     """The error that an answer of ``status`` with ``body`` stands for."""
     code, said = error_details(body)
     kind, advice = _CODES.get(code) or _STATUSES.get(status) or _by_class(status)
+    if status == 404 and operation in _OF_BUCKETS:
+        kind, advice = _NO_BUCKET
     return kind(
         f"{operation}: {advice} (Google says {code or status}{': ' + said if said and said != code else ''})",
         bucket=bucket,

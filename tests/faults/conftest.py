@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from conftest import Bucket
+from conftest import Bucket, proxied
 from dcp_fault_proxy import FaultProxy
 
 CLOUDS = [
@@ -25,7 +25,5 @@ def cloud_bucket(request: pytest.FixtureRequest) -> Bucket:
 @pytest.fixture
 def proxy(cloud_bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
     """A fault proxy before the server; the environment's variables lead to the proxy."""
-    with FaultProxy(cloud_bucket.server.endpoint) as running:
-        for variable, value in cloud_bucket.environment_at(running.endpoint).items():
-            monkeypatch.setenv(variable, value)
+    with proxied(cloud_bucket, monkeypatch) as running:
         yield running

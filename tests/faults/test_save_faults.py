@@ -12,7 +12,7 @@ import scenarios
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from conftest import Bucket
+from conftest import Bucket, proxied
 from dcp_fault_proxy import Fault, FaultProxy
 from ranks import Ranks
 from torch.distributed.checkpoint.api import CheckpointException
@@ -127,9 +127,7 @@ def test_two_jobs_save_to_one_url(bucket: Bucket, worlds: World, existing: bool)
 
 
 def test_lost_answer_to_the_commit(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
-    with FaultProxy(bucket.server.endpoint) as proxy:
-        for variable, value in bucket.environment_at(proxy.endpoint).items():
-            monkeypatch.setenv(variable, value)
+    with proxied(bucket, monkeypatch) as proxy:
         for seed in (1, 2):  # a new checkpoint, then an overwrite
             proxy.add(Fault("lose_response", operation="PutObject", path=r"\.metadata$"))
             save(f"{bucket.url}/run", small(seed))
@@ -159,6 +157,7 @@ def test_lost_answer_to_finish_upload(cloud_bucket: Bucket, proxy: FaultProxy) -
     proxy.add(Fault("lose_response", operation="CompleteMultipartUpload"))
     save(f"{cloud_bucket.url}/run", large(1), part_size=5 * MIB)
     load(f"{cloud_bucket.url}/run", large(1))
+    assert cloud_bucket.uploads() == []
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import datetime
-import ipaddress
 import json
 import time
 from collections.abc import Iterator
@@ -14,20 +13,21 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
+import certifi
 import pytest
 import scenarios
 import torch
 import torch.distributed.checkpoint as dcp
+import trustme
 from azure.core.credentials import AccessToken
 from azure.storage.blob import generate_container_sas
 from azure.storage.extensions.checksums import crc64
 from azure_bucket import AzureBucket
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from conftest import proxied
 from dcp_azure_servers import Azurite
 from dcp_fault_proxy import FaultProxy
 from sockets import CountingBody, Listener, answering
+from urllib3.exceptions import InsecureRequestWarning
 
 from dcp_azure import AzureOptions, AzureStorageReader, AzureStorageWriter
 from dcp_azure.checksum import checksum_headers
@@ -43,7 +43,7 @@ from dcp_core import (
 )
 from dcp_core.format.checksum import crc32c
 from dcp_core.store import Upload
-from dcp_core.testing.contract import body_of, in_threads, pattern, read_all
+from dcp_core.testing import body_of, in_threads, pattern, read_all
 
 MIB = 1 << 20
 
@@ -62,9 +62,7 @@ def load(url: str, state: dict[str, torch.Tensor], **options: Any) -> None:
 
 @pytest.fixture
 def proxy(azure_bucket: AzureBucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    with FaultProxy(azure_bucket.server.endpoint) as running:
-        for name, value in azure_bucket.environment_at(running.endpoint).items():
-            monkeypatch.setenv(name, value)
+    with proxied(azure_bucket, monkeypatch) as running:
         yield running
 
 
@@ -328,10 +326,13 @@ class SecureAzurite(Azurite):
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
-        self.certificate = folder / "certificate.pem"
-        self.flags = [
-            f"--cert={self.certificate}", f"--key={_self_signed(self.certificate)}", "--oauth=basic",
-        ]  # fmt: skip
+        self.certificate, key, chain = (folder / name for name in ("authority.pem", "key.pem", "chain.pem"))
+        authority = trustme.CA()
+        authority.cert_pem.write_to_path(self.certificate)
+        issued = authority.issue_cert("127.0.0.1")
+        issued.private_key_pem.write_to_path(key)
+        issued.cert_chain_pems[0].write_to_path(chain)
+        self.flags = [f"--cert={chain}", f"--key={key}", "--oauth=basic"]
 
     @property
     def endpoint(self) -> str:
@@ -343,34 +344,6 @@ class SecureAzurite(Azurite):
         return BlobServiceClient.from_connection_string(
             self.connection_string(self.endpoint), retry_total=0, connection_verify=str(self.certificate)
         )
-
-
-def _self_signed(certificate: Path) -> Path:
-    """Write a certificate for this machine; returns the file of its key."""
-    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
-    now = datetime.datetime.now(datetime.timezone.utc)
-    built = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=True
-        )
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    certificate.write_bytes(built.public_bytes(serialization.Encoding.PEM))
-    path = certificate.with_suffix(".key")
-    path.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-    )
-    return path
 
 
 class Token:
@@ -389,6 +362,8 @@ class Token:
 
 def test_tokens_and_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AZURE_STORAGE_CONNECTION_STRING", raising=False)
+    # requests prefers this to a session's own setting
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", certifi.where())
     with SecureAzurite(tmp_path) as server:
         server.make_bucket("tokens")
         url = {"account_url": f"{server.endpoint}/{server.account}"}
@@ -401,6 +376,8 @@ def test_tokens_and_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         with pytest.raises(BaseException, match="ca_bundle") as caught:
             load("az://tokens/run", state, credential=Token(), **url)
         assert isinstance(caught.value.failures[0][0], ConfigurationError)  # type: ignore[attr-defined]
+        with pytest.warns(InsecureRequestWarning):
+            load("az://tokens/run", state, credential=Token(), **url, verify_tls=False)
 
 
 # --- what lies in containers

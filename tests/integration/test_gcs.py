@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import ipaddress
 import json
 import pickle
 import socket
 import ssl
 import tracemalloc
+from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
+import certifi
 import google.auth.transport.requests
 import pytest
 import requests
 import scenarios
 import torch
 import torch.distributed.checkpoint as dcp
+import trustme
 import urllib3
-from conftest import Bucket
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from conftest import Bucket, proxied
 from dcp_fault_proxy import Fault, FaultProxy
 from dcp_gcs_servers import GCSServer
 from gcs_bucket import GCSBucket
@@ -45,7 +44,7 @@ from dcp_core import (
 )
 from dcp_core.format.checksum import crc32c
 from dcp_core.store import Part, ReplaceVersion, Upload
-from dcp_core.testing.contract import body_of, pattern, read_all
+from dcp_core.testing import body_of, pattern, read_all
 from dcp_gcs import GCSOptions, GCSStorageReader, GCSStorageWriter
 from dcp_gcs.store import GCSStore
 
@@ -77,9 +76,8 @@ def error_of(work: Any) -> BaseException:
 
 
 @pytest.fixture
-def proxy(gcs_bucket: GCSBucket, monkeypatch: pytest.MonkeyPatch) -> Any:
-    with FaultProxy(gcs_bucket.server.endpoint) as running:
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", running.endpoint)
+def proxy(gcs_bucket: GCSBucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    with proxied(gcs_bucket, monkeypatch) as running:
         yield running
 
 
@@ -185,35 +183,13 @@ def test_connections_are_used_again(gcs_bucket: GCSBucket) -> None:
         assert listener.accepted == 1
 
 
-@pytest.fixture
-def certificate(tmp_path: Path) -> Path:
-    """A key and a certificate for 127.0.0.1 that signs itself, in one file."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "dcp-cloud test")])
-    now = datetime.now(timezone.utc)
-    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
-    signed = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(hours=1))
-        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    path = tmp_path / "certificate.pem"
-    path.write_bytes(secret + signed.public_bytes(pem))
-    return path
-
-
-def test_tls(gcs_bucket: GCSBucket, certificate: Path) -> None:
+def test_tls(gcs_bucket: GCSBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # requests prefers this to a session's own setting
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", certifi.where())
+    authority, certificate = trustme.CA(), tmp_path / "authority.pem"
+    authority.cert_pem.write_to_path(certificate)
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    tls.load_cert_chain(certificate)
+    authority.issue_cert("127.0.0.1").configure_cert(tls)
     listener = Listener(gcs_bucket.server.port, tls)
     options = {"endpoint_url": f"https://127.0.0.1:{listener.port}", "anonymous": True}
     data = pattern(3 * MIB)

@@ -16,7 +16,7 @@ from gcs_bucket import GCSBucket
 from google.api_core.exceptions import NotFound, PreconditionFailed
 from google.cloud.storage import transfer_manager
 
-from dcp_core.testing.contract import pattern
+from dcp_core.testing import pattern
 
 MIB = 1 << 20
 

@@ -16,7 +16,7 @@ from sockets import CountingBody, Listener, answering
 
 from dcp_core import CloudStorageReader, TransientError, UnsupportedError
 from dcp_core.format.checksum import crc32c
-from dcp_core.testing.contract import body_of, pattern, read_all
+from dcp_core.testing import body_of, pattern, read_all
 from dcp_s3 import S3Options, S3StorageReader, S3StorageWriter
 from dcp_s3.store import S3Store
 
