@@ -76,7 +76,7 @@ class Job:
 
 def clean_environment() -> dict[str, str]:
     """The environment without what would lead a job elsewhere."""
-    dropped = ("AWS_", "PYTHON", "DCP_CLOUD_", "MSC_")
+    dropped = ("AWS_", "AZURE_", "GOOGLE_", "STORAGE_", "PYTHON", "DCP_CLOUD_", "MSC_")
     return {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
 
 

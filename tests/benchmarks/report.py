@@ -96,6 +96,22 @@ _SYSTEMS = [
 ]
 
 
+def _clouds(result: Figures) -> str:
+    figures, rows = result["figures"], []
+    for name, one in figures.items():
+        operation = name.partition(", ")[2]
+        ratio = one["cpu_gib"] / figures[f"S3, {operation}"]["cpu_gib"]
+        spread = f"{one['cpu_gib_least']:.2f}–{one['cpu_gib_most']:.2f}"
+        rows.append([name, f"{one['cpu_gib']:.2f}", spread, f"{ratio:.2f}"])
+    rounds = max(one["runs"] for one in figures.values())
+    text = (
+        "1 GiB through each cloud's own client: SeaweedFS, fake-gcs-server behind the gateway of "
+        f"`localstack/`, Azurite. Medians of {rounds}."
+    )
+    header = ["", "CPU s/GiB", "range", "÷ S3"]
+    return f"## Clouds\n\n{text} {result['machine']}.\n\n" + table(header, rows)
+
+
 def _memory(result: Figures) -> str:
     rows = [[name, f"{one['extra_rss'] / (1 << 20):.1f}"] for name, one in result["figures"].items()]
     text = "Peak resident memory above what was resident before the operation; CPU tensors of 16 MiB."
@@ -173,6 +189,7 @@ SECTIONS: dict[str, Callable[[Figures], str]] = {
         "Most of the time is per tensor: planning in torch, and framing.",
         [peers.OURS, peers.S3TORCHCONNECTOR],
     ),
+    "clouds": _clouds,
     "memory": _memory,
     "amplification": _amplification,
     "link": _link,

@@ -32,7 +32,9 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1] / "localstack")]
 import measure  # noqa: E402
 import peers  # noqa: E402
 import report  # noqa: E402
+from dcp_azure_servers import Azurite  # noqa: E402
 from dcp_fault_proxy import FaultProxy  # noqa: E402
+from dcp_gcs_servers import GCSServer  # noqa: E402
 from dcp_link import Link  # noqa: E402
 from dcp_s3_servers import SeaweedFS  # noqa: E402
 from dcp_s3_sink import Sink  # noqa: E402
@@ -129,6 +131,25 @@ def tls(rounds: int) -> Figures:
 def small(rounds: int) -> Figures:
     """Ten thousand tensors of 64 KiB."""
     return side_by_side([peers.OURS, peers.S3TORCHCONNECTOR], SMALL, rounds)
+
+
+def clouds(rounds: int) -> Figures:
+    """1 GiB with each cloud's client, on its emulator."""
+    servers = {"S3": (SeaweedFS, "s3"), "Google": (GCSServer, "gs"), "Azure": (Azurite, "az")}
+    runs: dict[str, list[Figures]] = defaultdict(list)
+    for number in range(rounds):
+        names = list(servers)
+        shift = number % len(names)
+        for name in names[shift:] + names[:shift]:
+            kind, scheme = servers[name]
+            with kind() as server:
+                server.make_bucket(BUCKET)
+                environment = {**clean_environment(), **server.environment()}
+                for operation in ("save", "load"):
+                    job = Job(peers.OURS, operation, f"{scheme}://{BUCKET}/run", LARGE)
+                    runs[f"{name}, {operation}"].append(job.run(environment))
+        note(f"round {number + 1} of {rounds}")
+    return {name: medians(kept) for name, kept in runs.items()}
 
 
 def memory(rounds: int) -> Figures:
@@ -230,7 +251,7 @@ def profile(rounds: int) -> Figures:
 
 SCENARIOS: dict[str, Callable[[int], Figures]] = {
     scenario.__name__: scenario
-    for scenario in (plain, tls, small, memory, amplification, link, planning, profile)
+    for scenario in (plain, tls, small, clouds, memory, amplification, link, planning, profile)
 }
 
 
