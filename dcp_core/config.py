@@ -23,8 +23,8 @@ class TransferOptions:
 
     Attributes:
         concurrency: requests in flight at most, for this rank. 8 suits 8 ranks on a node.
-        memory: bytes of buffers of ours in flight at most, for this rank, but never less than two parts or
-            one request's pieces; tensors sent from or received into their own memory need none.
+        memory: bytes of buffers of ours in flight at most, for this rank, as far as parts of the smallest
+            size that the store takes allow; tensors sent from or received into their own memory need none.
         attempts: tries of one request before its error is final.
         deadline: seconds for the whole save or load; ``None`` is no limit.
     """
@@ -44,8 +44,8 @@ class SaveOptions(TransferOptions):
 
     Attributes:
         part_size: bytes of one part of a multipart upload, about: parts come out even over the connections,
-            and grow where an object would need more of them than the store allows. Objects up to 16 MiB go
-            in one request.
+            take a sixth of ``memory`` at most, about, and grow where an object would need more of them than the
+            store allows. Objects up to 16 MiB go in one request.
         overwrite: replace a committed checkpoint at the same URL. ``False`` refuses before any upload.
         conditional_commit: commit with a conditional write, so that of two concurrent saves to one URL one
             wins and the other gets a ``ConflictError``. Switch off only for stores without conditional

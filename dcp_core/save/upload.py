@@ -48,7 +48,9 @@ class RankWriter:
         """Upload all items of ``plan``; results in the order of writing."""
         limits = self.store.limits
         options = self.options
-        part_size = part_size_for(planned_bytes(plan.items), options.part_size, limits, options.concurrency)
+        # two parts, which may come out half as large again, and what staging leaves unused fit into the memory
+        wanted = min(options.part_size, max(options.memory // 6, limits.min_part_size))
+        part_size = part_size_for(planned_bytes(plan.items), wanted, limits, options.concurrency)
         capacity = min(part_size * limits.max_parts, limits.max_object_size)
         ring = _ring(options.memory, part_size)
         frames: Iterator[Frame] = (frame_item(item, planner) for item in write_order(plan.items))
