@@ -44,8 +44,8 @@ class SaveOptions(TransferOptions):
 
     Attributes:
         part_size: bytes of one part of a multipart upload, about: parts come out even over the connections,
-            take a sixth of ``memory`` at most, about, and grow where an object would need more of them than the
-            store allows. Objects up to 16 MiB go in one request.
+            take a sixth of ``memory`` at most, about, and grow where an object would need more of them than
+            the store allows. Objects up to 16 MiB go in one request.
         overwrite: replace a committed checkpoint at the same URL. ``False`` refuses before any upload.
         conditional_commit: commit with a conditional write, so that of two concurrent saves to one URL one
             wins and the other gets a ``ConflictError``. Switch off only for stores without conditional

@@ -48,7 +48,7 @@ class RankWriter:
         """Upload all items of ``plan``; results in the order of writing."""
         limits = self.store.limits
         options = self.options
-        # two parts, which may come out half as large again, and what staging leaves unused fit into the memory
+        # two parts, which may come out half as large again, and what staging leaves unused fit into memory
         wanted = min(options.part_size, max(options.memory // 6, limits.min_part_size))
         part_size = part_size_for(planned_bytes(plan.items), wanted, limits, options.concurrency)
         capacity = min(part_size * limits.max_parts, limits.max_object_size)

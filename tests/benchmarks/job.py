@@ -154,10 +154,10 @@ def main() -> None:
     writer, reader = SYSTEMS[job["system"]](job["url"], job["options"])
     loading = job["operation"] == "load"
     state: dict[str, Any] = {}
-    for kind in job["states"]:
-        # ranks that save tensors of their own give them names of their own
-        own = {**kind, "prefix": f"rank{rank}"} if job.get("own") else kind
-        state.update(build(own, blank=loading))
+    # ranks that save tensors of their own give them names of their own
+    kinds = [{**kind, "prefix": f"rank{rank}"} if job.get("own") else kind for kind in job["states"]]
+    for kind in kinds:
+        state.update(build(kind, blank=loading))
     if job.get("shard_dim") is not None:
         state = sharded(state, job["shard_dim"])
     placed = sum(local(value).nbytes for value in state.values())
@@ -166,7 +166,7 @@ def main() -> None:
     if loading:
         figures = measured(lambda: dcp.load(state, storage_reader=reader()))
         if job.get("shard_dim") is None:
-            check(state, job["states"])
+            check(state, kinds)
     else:
         figures = measured(lambda: dcp.save(state, storage_writer=writer()))
     print(json.dumps({**figures, "bytes": placed}), flush=True)
