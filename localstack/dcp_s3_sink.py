@@ -14,6 +14,7 @@ business: correctness is tested on the servers of ``dcp_servers.py``.
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
 import socket
@@ -50,7 +51,7 @@ class Sink:
 class _Object:
     """Buffers that follow one another."""
 
-    def __init__(self, buffers: list[bytearray]) -> None:
+    def __init__(self, buffers: list[bytearray | mmap.mmap]) -> None:
         self.buffers = buffers
         self.size = sum(map(len, buffers))
         self.tag = f'"{uuid.uuid4().hex}"'
@@ -63,7 +64,7 @@ class _Object:
 
 
 _objects: dict[str, _Object] = {}
-_uploads: dict[str, dict[int, bytearray]] = {}
+_uploads: dict[str, dict[int, bytearray | mmap.mmap]] = {}
 _lock = threading.Lock()
 
 
@@ -83,8 +84,10 @@ class _Request:
             self.headers[name.strip().lower()] = value.strip()
         self.body = self._receive(stream)
 
-    def _receive(self, stream: BinaryIO) -> bytearray:
-        body = bytearray(int(self.headers.get("content-length", 0)))
+    def _receive(self, stream: BinaryIO) -> bytearray | mmap.mmap:
+        size = int(self.headers.get("content-length", 0))
+        # fresh memory from the kernel, which a bytearray would write zeros to with the interpreter lock held
+        body = mmap.mmap(-1, size) if size else bytearray()
         if "expect" in self.headers:
             self._connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
         view = memoryview(body)
@@ -122,7 +125,7 @@ class _Request:
             parts = _uploads.pop(self.query["uploadId"])
             self._put(_Object([parts[number] for number in sorted(parts)]))
         elif self.method == "POST":
-            for key in re.findall(rb"<Key>(.*?)</Key>", bytes(self.body)):
+            for key in re.findall(rb"<Key>(.*?)</Key>", self.body[:]):
                 _objects.pop(f"{self.key.rstrip('/')}/{key.decode()}", None)
             self.answer("200 OK", b"<DeleteResult></DeleteResult>")
         else:
