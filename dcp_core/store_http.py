@@ -100,7 +100,8 @@ def _limited_pool(pool: Any, seconds: float) -> Any:
         def send(self, data: Any) -> None:
             if self.sock is None:
                 self.connect()
-            self.sock.settimeout(seconds)
+            if self.sock.gettimeout() != seconds:
+                self.sock.settimeout(seconds)
             super().send(data)
 
     class Pool(pool):  # type: ignore[misc]

@@ -40,21 +40,21 @@ Sum = tuple[int, int, int, int]
 
 
 class Segment(NamedTuple):
-    """Bytes in one buffer; ``checks`` says which of them are payload."""
+    """Bytes in one buffer; ``checks`` says which of them are payload, and ``tiled`` that all of them are."""
 
     view: memoryview
     checks: list[Check]
+    tiled: bool
 
     def sums(self) -> tuple[int, list[Sum]]:
-        """The CRC32C of the segment and of its pieces; where there is one piece, from one pass."""
-        view, checks = self.view, self.checks
-        if len(checks) == 1 and checks[0][3] - checks[0][2] == view.nbytes:
-            whole = crc32c(view)
-            return whole, [(*checks[0][:2], whole, view.nbytes)]
+        """The CRC32C of the segment and of its pieces; from one pass where the pieces are all of it."""
+        view = self.view
         sums = [
-            (entry, block, crc32c(view[start:stop]), stop - start) for entry, block, start, stop in checks
+            (entry, block, crc32c(view[start:stop]), stop - start)
+            for entry, block, start, stop in self.checks
         ]
-        return crc32c(view), sums
+        whole = combine((crc, length) for _, _, crc, length in sums) if self.tiled else crc32c(view)
+        return whole, sums
 
 
 @dataclass
@@ -68,9 +68,9 @@ class PartDraft:
     fences: list[torch.Event] = field(default_factory=list)
     _held: list[Block] = field(default_factory=list)
 
-    def add(self, view: memoryview, checks: list[Check], block: Block | None) -> None:
+    def add(self, view: memoryview, checks: list[Check], block: Block | None, *, tiled: bool = False) -> None:
         """Append a segment; ``block`` is the staging block it lies in."""
-        self.segments.append(Segment(view, checks))
+        self.segments.append(Segment(view, checks, tiled))
         self.size += view.nbytes
         if block is not None and (not self._held or self._held[-1] is not block):
             self.ring.hold(block)
@@ -259,9 +259,8 @@ class ObjectCutter:
         while view.nbytes:
             if self._part.size == self._part_size:
                 yield self._full_part()
-            to_border = BLOCK_SIZE - position % BLOCK_SIZE
-            piece = view[: min(to_border, self._part_size - self._part.size)]
-            self._part.add(piece, [(number, position // BLOCK_SIZE, 0, piece.nbytes)], block)
+            piece = view[: self._part_size - self._part.size]
+            self._part.add(piece, _block_checks(number, position, piece.nbytes), block, tiled=True)
             position += piece.nbytes
             view = view[piece.nbytes :]
 
@@ -281,6 +280,17 @@ class ObjectCutter:
             )
             for number, entry in enumerate(self.entries)
         ]
+
+
+def _block_checks(number: int, position: int, size: int) -> list[Check]:
+    """The checks of ``size`` payload bytes of entry ``number`` that begin ``position`` bytes into it."""
+    checks, start = [], 0
+    while start < size:
+        block = (position + start) // BLOCK_SIZE
+        stop = min(size, (block + 1) * BLOCK_SIZE - position)
+        checks.append((number, block, start, stop))
+        start = stop
+    return checks
 
 
 def block_checksums(sums: Iterable[Sum]) -> dict[int, bytes]:
