@@ -175,6 +175,9 @@ interface that Python's sockets and the SDKs' clients offer does less on a path 
 Of the rest, the checksum is one pass over memory at the speed of the memory; a request costs the SDK about a
 millisecond (signing, hooks, parsing), which parts and ranges of tens of MiB make small; torch plans in
 Python; and Python's collector visits every object of the process now and then.
+
+A save cannot cost much less here: the kernel's part and the checksum alone are two thirds of it. With small
+tensors torch's own planning of a save takes about 0.6 of the CPU seconds, with any storage below it.
 """
 
 SECTIONS: dict[str, Callable[[Figures], str]] = {

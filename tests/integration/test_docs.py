@@ -29,7 +29,7 @@ def run(code: str, environment: dict[str, str]) -> None:
 
 
 def test_every_section_has_an_example() -> None:
-    assert len(EXAMPLES) == (ROOT / "docs/examples.md").read_text().count("\n## ") == 11
+    assert len(EXAMPLES) == (ROOT / "docs/examples.md").read_text().count("\n## ") == 12
 
 
 @pytest.mark.parametrize("title", EXAMPLES)
