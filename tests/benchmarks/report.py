@@ -47,7 +47,7 @@ def machine() -> str:
 
 def write(results: dict[str, Any]) -> None:
     """Save the figures and make the page."""
-    DATA.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+    DATA.write_text(json.dumps(results, indent=1) + "\n")
     sections = [section(results[name]) for name, section in SECTIONS.items() if name in results]
     PAGE.write_text("\n".join([_HEAD, *sections]))
 
