@@ -72,7 +72,7 @@ def measure_bucket(
 
     Args:
         url: where checkpoints may be written for the time being, in a folder with a name of its own.
-        size: bytes of each rank's state.
+        size: bytes of each rank's state, about: whole tensors, and one at least.
         tensor_size: bytes of each tensor of it.
         rounds: how often.
         options: options of writer and reader.
@@ -85,15 +85,16 @@ def measure_bucket(
         base = Endpoint(url, SaveOptions, options)
         place = base.location.child(_agreed(f"dcp-cloud-bench-{secrets.token_hex(4)}"))
         state = _state(size, tensor_size)
+        moved = sum(tensor.nbytes for tensor in state.values())
         loaded = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
         try:
             for number in range(rounds):
                 here = place.child(str(number)).url
                 writer = CloudStorageWriter(here, **options)
-                yield _timed("save", size, partial(save, state, storage_writer=writer))
+                yield _timed("save", moved, partial(save, state, storage_writer=writer))
                 writer.close()
                 reader = CloudStorageReader(here, **_shared(options))
-                yield _timed("load", size, partial(load, loaded, storage_reader=reader))
+                yield _timed("load", moved, partial(load, loaded, storage_reader=reader))
                 reader.close()
                 _compare(state, loaded, here)
         finally:

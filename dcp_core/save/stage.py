@@ -28,11 +28,12 @@ _ALIGNMENT = 64
 class Block:
     """A piece of staging memory, and how many holders it has."""
 
-    __slots__ = ("memory", "uses", "view")
+    __slots__ = ("memory", "pinned", "uses", "view")
 
     def __init__(self, size: int, *, pinned: bool) -> None:
         self.memory = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
         self.view = tensor_bytes(self.memory)
+        self.pinned = pinned
         self.uses = 0
 
 
@@ -88,7 +89,7 @@ class Ring:
             block.uses -= 1
             if block.uses:
                 return
-            if block.memory.is_pinned() == self._pinned:
+            if block.pinned == self._pinned:
                 self._free.append(block)
             else:
                 self._made -= 1

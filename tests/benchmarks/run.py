@@ -15,11 +15,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -51,8 +49,6 @@ TRAINING = [
 MATRICES = [{"count": 16, "shape": [4096, 2048]}]
 #: A connection of the shaped link, and how many there are.
 RATE, LATENCY, CONNECTIONS = 25e6, 0.020, 16
-#: What cloud object stores are known to give one connection is of this order:
-#: https://docs.aws.amazon.com/AmazonS3/latest/userguide/optimizing-performance-guidelines.html
 
 Figures = dict[str, Any]
 
@@ -263,7 +259,6 @@ def main() -> None:
     unknown = set(arguments.scenarios) - set(SCENARIOS)
     if unknown:
         parser.error(f"no such scenario: {', '.join(sorted(unknown))}")
-    os.environ.setdefault("TMPDIR", tempfile.gettempdir())
     for system in ALL:
         peers.python_of(system)
     results = report.read()

@@ -8,11 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import scenarios
 import torch.distributed.checkpoint as dcp
 from conftest import Bucket
 
 from dcp_core import CloudStorageWriter
+from dcp_core.bench import measure_bucket
 
 TOKEN = "0123456789abcdef"
 
@@ -72,6 +74,14 @@ def test_bench_measures_and_leaves_nothing(bucket: Bucket) -> None:
         assert f"{operation}, median of 2" in said
     assert bucket.keys() == []
     assert bucket.uploads() == []
+
+
+@pytest.mark.parametrize(("wanted", "moved"), [((3 << 20) + 5, 3 << 20), (1, 1 << 20)])
+def test_bench_counts_the_bytes_it_moves(seaweedfs_bucket: Bucket, wanted: int, moved: int) -> None:
+    """Whole tensors, whatever size was asked for: rates are of what was really saved and loaded."""
+    url = f"{seaweedfs_bucket.url}/run"
+    rounds = list(measure_bucket(url, size=wanted, tensor_size=1 << 20, rounds=1, options={}))
+    assert [(one.operation, one.size) for one in rounds] == [("save", moved), ("load", moved)]
 
 
 def test_bench_with_ranks(seaweedfs_bucket: Bucket) -> None:
