@@ -214,16 +214,20 @@ def test_an_error_of_the_planner_is_the_users_own(cloud_bucket: Bucket) -> None:
     assert cloud_bucket.keys() == []
 
 
-def test_planner_that_drops_an_item(cloud_bucket: Bucket) -> None:
+@pytest.mark.parametrize("forgotten", ["weight", "step"])
+def test_planner_that_drops_an_item(cloud_bucket: Bucket, forgotten: str) -> None:
+    """A tensor or an object: without it the checkpoint is not whole, and is not committed."""
+
     class Forgetful(dcp.DefaultSavePlanner):
         def finish_plan(self, new_plan: dcp.SavePlan) -> dcp.SavePlan:
-            return dcp.SavePlan(new_plan.items[1:], planner_data=new_plan.planner_data)
+            kept = [item for item in new_plan.items if item.index.fqn != forgotten]
+            return dcp.SavePlan(kept, planner_data=new_plan.planner_data)
 
     writer = CloudStorageWriter(f"{cloud_bucket.url}/run")
     with pytest.raises(CheckpointException) as caught:
         dcp.save(small(1), storage_writer=writer, planner=Forgetful())
     assert isinstance(failure(caught), CheckpointIncompleteError)
-    assert "weight" in str(failure(caught))
+    assert f"such as {forgotten}" in str(failure(caught))
     assert "run/.metadata" not in cloud_bucket.keys()
 
 
