@@ -6,10 +6,11 @@ load's CPU time on a fast link, and more on a slow one, where each wake-up would
 
 from __future__ import annotations
 
-import http.client
 import socket
 import sys
 from contextlib import suppress
+
+from dcp_core.tls import READ_AHEAD
 
 __all__ = ["LowWater"]
 
@@ -19,21 +20,18 @@ _MARK = 256 << 10
 #: which setting the mark earlier would hold to the size of the mark for a while.
 _FIRST = 1 << 20
 #: Bytes that may lie in the buffers of http.client and TLS, and no longer in the socket.
-_BUFFERED = 64 << 10
+_BUFFERED = (64 << 10) + READ_AHEAD
 
 
 class LowWater:
-    """The mark of the connection that ``response`` with ``expected`` bytes comes through.
+    """The mark of the connection that an answer of ``expected`` bytes comes through.
 
     Only on Linux, whose ``poll`` heeds it. A connection that brings less than the mark within the time limit
     of its socket counts as stalled.
     """
 
-    def __init__(self, response: http.client.HTTPResponse | None, expected: int) -> None:
-        # SocketIO has kept the socket under this name since Python 3.0
-        found = getattr(getattr(getattr(response, "fp", None), "raw", None), "_sock", None)
-        usable = isinstance(found, socket.socket) and sys.platform == "linux"
-        self._connection: socket.socket | None = found if usable else None
+    def __init__(self, connection: socket.socket | None, expected: int) -> None:
+        self._connection = connection if sys.platform == "linux" else None
         self._from = expected - _FIRST
         self._raised = False
 

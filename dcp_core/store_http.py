@@ -1,4 +1,4 @@
-"""What all backends on urllib3 share: answers received straight into memory, and sends that do not stall.
+"""What all backends on urllib3 share: answers received straight into memory, and connections made for that.
 
 Nothing here imports urllib3: the backends' SDKs bring it, and hand over its objects.
 
@@ -11,6 +11,8 @@ chunked or encoded, urllib3's public interface serves.
 from __future__ import annotations
 
 import http.client
+import socket
+import ssl
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -18,8 +20,9 @@ from typing import Any
 from dcp_core.errors import TransientError
 from dcp_core.low_water import LowWater
 from dcp_core.store import ObjectInfo
+from dcp_core.tls import TlsAnswer, read_ahead
 
-__all__ = ["HttpRangeReader", "with_send_limit"]
+__all__ = ["HttpRangeReader", "tuned_pools"]
 
 
 class HttpRangeReader:
@@ -51,8 +54,11 @@ class HttpRangeReader:
         self._bucket = bucket
         self._mapped = mapped
         response = _socket_response(raw)
+        connection = None if response is None else _socket_of(response)
         self._source = response or raw
-        self._water = LowWater(response, expected)
+        if response is not None and isinstance(connection, ssl.SSLSocket):
+            self._source = TlsAnswer(response, connection)
+        self._water = LowWater(connection, expected)
 
     def readinto(self, buffer: memoryview) -> int:
         """Receive into ``buffer``; 0 at the end."""
@@ -86,25 +92,62 @@ def _socket_response(raw: Any) -> http.client.HTTPResponse | None:
     return None if response.headers.get("Content-Encoding") in ("gzip", "deflate", "br", "zstd") else response
 
 
-def with_send_limit(pools: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-    """Pools like ``pools``, a pool manager's ``pool_classes_by_scheme``, whose sends take up to ``seconds``.
+def _socket_of(response: http.client.HTTPResponse) -> socket.socket | None:
+    # SocketIO has kept the socket under this name since Python 3.0
+    found = getattr(getattr(response.fp, "raw", None), "_sock", None)
+    return found if isinstance(found, socket.socket) else None
 
-    urllib3 sends with the time limit for connecting, whose value suits neither a dead nor a slow link, and
-    still does so through an HTTP proxy and with a client certificate.
+
+def tuned_pools(
+    pools: Mapping[str, Any], stall_timeout: float, new_context: Callable[..., ssl.SSLContext] | None = None
+) -> dict[str, Any]:
+    """Pools like ``pools``, a pool manager's ``pool_classes_by_scheme``, with connections that suit us.
+
+    Their sends take up to ``stall_timeout`` seconds: urllib3 sends with the time limit for connecting, whose
+    value suits neither a dead nor a slow link, and still does so through an HTTP proxy and with a client
+    certificate. Over TLS they read ahead, see :func:`~dcp_core.tls.read_ahead`; ``new_context`` is urllib3's
+    ``create_urllib3_context``, for SDKs that leave it to urllib3 to make a context.
     """
-    return {scheme: _limited_pool(pool, seconds) for scheme, pool in pools.items()}
+    return {
+        scheme: _tuned_pool(pool, stall_timeout, scheme == "https", new_context)
+        for scheme, pool in pools.items()
+    }
 
 
-def _limited_pool(pool: Any, seconds: float) -> Any:
+def _tuned_pool(
+    pool: Any, stall_timeout: float, secure: bool, new_context: Callable[..., ssl.SSLContext] | None
+) -> Any:
     class Connection(pool.ConnectionCls):  # type: ignore[misc]  # a class that is known at run time only
+        ssl_context: ssl.SSLContext | None
+
+        def connect(self) -> None:
+            if secure:
+                if self.ssl_context is None and new_context is not None:
+                    self.ssl_context = _context_for(self, new_context)
+                read_ahead(self.ssl_context)
+            super().connect()
+
         def send(self, data: Any) -> None:
             if self.sock is None:
                 self.connect()
-            if self.sock.gettimeout() != seconds:
-                self.sock.settimeout(seconds)
+            if self.sock.gettimeout() != stall_timeout:
+                self.sock.settimeout(stall_timeout)
             super().send(data)
 
     class Pool(pool):  # type: ignore[misc]
         ConnectionCls = Connection
 
     return Pool
+
+
+def _context_for(connection: Any, new_context: Callable[..., ssl.SSLContext]) -> ssl.SSLContext:
+    """The context that urllib3 would make for a connection itself, and then verifies with all the same."""
+    required = connection.cert_reqs
+    context = new_context(
+        cert_reqs=getattr(ssl, required) if isinstance(required, str) else required,
+        ssl_minimum_version=connection.ssl_minimum_version,
+        ssl_maximum_version=connection.ssl_maximum_version,
+    )
+    if not (connection.ca_certs or connection.ca_cert_dir or connection.ca_cert_data):
+        context.load_default_certs()
+    return context

@@ -19,10 +19,11 @@ from azure.storage.blob import ContainerClient
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection
 from urllib3.util.retry import Retry
+from urllib3.util.ssl_ import create_urllib3_context
 
 from dcp_azure.account import Account
 from dcp_azure.options import AzureOptions
-from dcp_core.store_http import with_send_limit
+from dcp_core.store_http import tuned_pools
 
 __all__ = ["AzureClient"]
 
@@ -97,7 +98,7 @@ def _session(options: AzureOptions, concurrency: int) -> requests.Session:
 
 
 class _Adapter(HTTPAdapter):
-    """Connections that are kept alive, and let no send take longer than ``stall_timeout``."""
+    """Connections that are kept alive, and send and receive as we need it."""
 
     def __init__(self, stall_timeout: float, **options: Any) -> None:
         self._stall_timeout = stall_timeout
@@ -109,4 +110,6 @@ class _Adapter(HTTPAdapter):
             *args, **kwargs, socket_options=[*HTTPConnection.default_socket_options, alive]
         )
         pools = self.poolmanager.pool_classes_by_scheme
-        self.poolmanager.pool_classes_by_scheme = with_send_limit(pools, self._stall_timeout)
+        self.poolmanager.pool_classes_by_scheme = tuned_pools(
+            pools, self._stall_timeout, create_urllib3_context
+        )

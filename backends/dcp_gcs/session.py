@@ -19,10 +19,11 @@ from google.auth.exceptions import GoogleAuthError
 from google.auth.transport.requests import AuthorizedSession
 from google.cloud import storage
 from google.oauth2.credentials import Credentials as UserCredentials
+from urllib3.util.ssl_ import create_urllib3_context
 
 from dcp_core.errors import CredentialsError
 from dcp_core.store import Body
-from dcp_core.store_http import with_send_limit
+from dcp_core.store_http import tuned_pools
 from dcp_gcs.options import GCSOptions
 
 __all__ = ["Session"]
@@ -108,7 +109,7 @@ class _RewindingSession(AuthorizedSession):  # type: ignore[misc]  # google-auth
 
 
 class _Adapter(requests.adapters.HTTPAdapter):
-    """Connections that repeat nothing and let no send take longer than ``stall_timeout``."""
+    """Connections that repeat nothing and send and receive as we need it."""
 
     def __init__(self, stall_timeout: float, connections: int) -> None:
         self._stall_timeout = stall_timeout
@@ -117,7 +118,9 @@ class _Adapter(requests.adapters.HTTPAdapter):
     def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
         super().init_poolmanager(*arguments, **options)
         pools = self.poolmanager.pool_classes_by_scheme
-        self.poolmanager.pool_classes_by_scheme = with_send_limit(pools, self._stall_timeout)
+        self.poolmanager.pool_classes_by_scheme = tuned_pools(
+            pools, self._stall_timeout, create_urllib3_context
+        )
 
 
 def _authorised(credentials: Credentials, options: GCSOptions, concurrency: int) -> AuthorizedSession:

@@ -6,6 +6,7 @@ S3 error codes: https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.h
 from __future__ import annotations
 
 import http.client
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -120,6 +121,11 @@ _EXCEPTIONS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], _Kind, s
     (sdk.ProfileNotFound, ConfigurationError, "the profile is not in the shared configuration"),
     ((sdk.NoRegionError, sdk.InvalidRegionError), ConfigurationError, "no usable region: set region="),
     (sdk.InvalidEndpointDiscoveryConfigurationError, ConfigurationError, "the endpoint is not usable"),
+    (
+        ssl.SSLCertVerificationError,
+        ConfigurationError,
+        "the endpoint's certificate is not trusted: set ca_bundle= or AWS_CA_BUNDLE, or correct the endpoint",
+    ),
     (sdk.SSLError, TransientError, "the TLS connection failed"),
     (
         (sdk.EndpointConnectionError, sdk.ConnectTimeoutError),
@@ -175,8 +181,18 @@ def _by_class(status: int) -> tuple[_Kind, str]:
     return ConfigurationError, "the store refused the request"
 
 
+def _root(error: BaseException) -> BaseException:
+    """What ``error`` was raised for in the first place."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error
+
+
 def _from_exception(error: Exception, operation: str, bucket: str, key: str | None) -> CloudCheckpointError:
+    # botocore has no type of its own for a certificate that is not trusted
+    root = _root(error)
+    known = root if isinstance(root, ssl.SSLCertVerificationError) else error
     for kinds, kind, advice in _EXCEPTIONS:
-        if isinstance(error, kinds):
+        if isinstance(known, kinds):
             return kind(f"{operation}: {advice} ({error})", bucket=bucket, key=key)
     return ConfigurationError(f"{operation}: the SDK failed ({error})", bucket=bucket, key=key)

@@ -32,7 +32,7 @@ from dcp_core.store import (
     Upload,
     UploadInfo,
 )
-from dcp_core.store_http import HttpRangeReader, with_send_limit
+from dcp_core.store_http import HttpRangeReader, tuned_pools
 from dcp_s3.error_table import mapped
 from dcp_s3.options import S3Options
 
@@ -260,22 +260,22 @@ def _client(options: S3Options, concurrency: int) -> Any:
             s3={"addressing_style": options.addressing_style, "payload_signing_enabled": False},
         ),
     )
-    _limit_sends(client, options.stall_timeout)
+    _tune_connections(client, options.stall_timeout)
     return client
 
 
-def _limit_sends(client: Any, seconds: float) -> None:
-    """Let no send take longer than ``seconds``.
+def _tune_connections(client: Any, stall_timeout: float) -> None:
+    """Let no send stand still longer than ``stall_timeout`` seconds, and receive more with a call.
 
-    botocore has no option for it; these private names are those since 1.11. Where one is missing, sends keep
-    the time limit for connecting.
+    botocore has no option for either; these private names are those since 1.11. Where one is missing, sends
+    keep the time limit for connecting.
     """
     http: Any = getattr(getattr(client, "_endpoint", None), "http_session", None)
     pools = getattr(http, "_pool_classes_by_scheme", None)
     manager = getattr(http, "_manager", None)
     if pools is not None and manager is not None:
         # a manager for a proxy is made on first use, from the same classes
-        http._pool_classes_by_scheme = manager.pool_classes_by_scheme = with_send_limit(pools, seconds)
+        http._pool_classes_by_scheme = manager.pool_classes_by_scheme = tuned_pools(pools, stall_timeout)
 
 
 def _common(options: S3Options) -> dict[str, Any]:

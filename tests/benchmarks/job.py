@@ -41,7 +41,7 @@ def build(state: dict[str, Any], *, blank: bool) -> dict[str, torch.Tensor]:
             raw.zero_()
         else:
             raw.random_(generator=torch.Generator().manual_seed(number))
-        tensors[f"{state.get('prefix', 'model')}.{number:05d}"] = tensor
+        tensors[f"layers.{number:05d}.weight"] = tensor
     return tensors
 
 
@@ -153,14 +153,13 @@ def main() -> None:
     warm_up(job)
     writer, reader = SYSTEMS[job["system"]](job["url"], job["options"])
     loading = job["operation"] == "load"
-    state: dict[str, Any] = {}
     # ranks that save tensors of their own give them names of their own
-    kinds = [{**kind, "prefix": f"rank{rank}"} if job.get("own") else kind for kind in job["states"]]
-    for kind in kinds:
-        state.update(build(kind, blank=loading))
+    kinds = [{**kind, "name": f"rank{rank}"} if job.get("own") else kind for kind in job["states"]]
+    # nested as in DCP's tutorials; torch logs a call for each key at the top, with any storage
+    state: dict[str, Any] = {name_of(kind): build(kind, blank=loading) for kind in kinds}
     if job.get("shard_dim") is not None:
-        state = sharded(state, job["shard_dim"])
-    placed = sum(local(value).nbytes for value in state.values())
+        state = {name: sharded(tensors, job["shard_dim"]) for name, tensors in state.items()}
+    placed = sum(local(value).nbytes for tensors in state.values() for value in tensors.values())
     if world > 1:
         dist.barrier()
     if loading:
@@ -183,14 +182,17 @@ def warm_up(job: dict[str, Any]) -> None:
         dcp.load(small, storage_reader=reader())
 
 
-def check(state: dict[str, torch.Tensor], kinds: list[dict[str, Any]]) -> None:
+def name_of(kind: dict[str, Any]) -> str:
+    return str(kind.get("name", "model"))
+
+
+def check(state: dict[str, dict[str, torch.Tensor]], kinds: list[dict[str, Any]]) -> None:
     """A benchmark of a load that loads nothing would be a fine result: look at some of the tensors."""
     for kind in kinds:
         few = {**kind, "count": min(2, kind["count"])}
         for name, expected in build(few, blank=False).items():
-            if not torch.equal(
-                state[name].contiguous().view(torch.int16), expected.contiguous().view(torch.int16)
-            ):
+            found = state[name_of(kind)][name]
+            if not torch.equal(found.contiguous().view(torch.int16), expected.contiguous().view(torch.int16)):
                 raise SystemExit(f"{name} is not what was saved")
 
 

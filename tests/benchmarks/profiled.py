@@ -46,7 +46,7 @@ def main() -> None:
     torch.set_num_threads(1)
     options = {"threads": 4}
     job.warm_up({"system": "dcp-cloud", "operation": operation, "url": url, "options": options})
-    state = job.build({"count": 64, "shape": [8 << 20]}, blank=operation == "load")
+    state = {"model": job.build({"count": 64, "shape": [8 << 20]}, blank=operation == "load")}
     writer, reader = job.SYSTEMS["dcp-cloud"](url, options)
 
     def work() -> None:

@@ -42,9 +42,9 @@ BUCKET = "bench"
 LARGE = [{"count": 64, "shape": [8 << 20]}]
 SMALL = [{"count": 10_000, "shape": [32 << 10]}]
 TRAINING = [
-    {"count": 16, "shape": [8 << 20], "prefix": "model"},
-    {"count": 16, "shape": [8 << 20], "prefix": "exp_avg", "dtype": "float32"},
-    {"count": 16, "shape": [8 << 20], "prefix": "exp_avg_sq", "dtype": "float32"},
+    {"count": 16, "shape": [8 << 20], "name": "model"},
+    {"count": 16, "shape": [8 << 20], "name": "exp_avg", "dtype": "float32"},
+    {"count": 16, "shape": [8 << 20], "name": "exp_avg_sq", "dtype": "float32"},
 ]
 MATRICES = [{"count": 16, "shape": [4096, 2048]}]
 #: A connection of the shaped link, and how many there are.

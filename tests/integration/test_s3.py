@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
+from pathlib import Path
 from typing import Any
 
 import pytest
 import scenarios
 import torch
 import torch.distributed.checkpoint as dcp
+import trustme
+import urllib3
 from conftest import Bucket
 from dcp_fault_proxy import FaultProxy
 from sockets import CountingBody, Listener, answering
 
-from dcp_core import CloudStorageReader, TransientError, UnsupportedError
+from dcp_core import CloudStorageReader, ConfigurationError, TransientError, UnsupportedError
 from dcp_core.format.checksum import crc32c
 from dcp_core.testing import body_of, pattern, read_all
 from dcp_s3 import S3Options, S3StorageReader, S3StorageWriter
@@ -84,6 +88,31 @@ def test_explicit_credentials_and_endpoint(seaweedfs_bucket: Bucket, monkeypatch
     dcp.load(target, storage_reader=S3StorageReader(f"{seaweedfs_bucket.url}/run", **options))
     scenarios.assert_same(target, state)
     dcp.load(target, storage_reader=CloudStorageReader(f"{seaweedfs_bucket.url}/run", **options))
+
+
+def test_tls(seaweedfs_bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    authority, certificate = trustme.CA(), tmp_path / "authority.pem"
+    authority.cert_pem.write_to_path(certificate)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(tls)
+    with contextlib.closing(Listener(seaweedfs_bucket.server.port, tls)) as listener:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"https://127.0.0.1:{listener.port}")
+        url = f"{seaweedfs_bucket.url}/run"
+        state = save(url, ca_bundle=str(certificate))
+        target = scenarios.blanked(state)
+        dcp.load(target, storage_reader=S3StorageReader(url, ca_bundle=str(certificate)))
+        scenarios.assert_same(target, state)
+        accepted = listener.accepted
+        with contextlib.closing(S3Store(seaweedfs_bucket.name, S3Options())) as store:
+            with pytest.raises(ConfigurationError, match="ca_bundle"):
+                store.head("key")
+            assert listener.accepted == accepted + 1  # nothing is gained by trying again
+        insecure = S3Options(verify_tls=False)
+        with (
+            contextlib.closing(S3Store(seaweedfs_bucket.name, insecure)) as store,
+            pytest.warns(urllib3.exceptions.InsecureRequestWarning),
+        ):
+            assert list(store.list("run/"))
 
 
 def test_bodies_are_read_once(seaweedfs_bucket: Bucket) -> None:

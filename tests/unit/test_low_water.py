@@ -39,7 +39,7 @@ def mark(response: http.client.HTTPResponse) -> int:
 
 def test_raised_only_in_the_middle(pair: tuple[socket.socket, http.client.HTTPResponse]) -> None:
     _, response = pair
-    water = LowWater(response, 8 * MIB)
+    water = LowWater(response.fp.raw._sock, 8 * MIB)
     seen = []
     for left in range(8 * MIB, 0, -MIB):
         water.before(MIB, left)
@@ -55,7 +55,7 @@ def test_small_answers_are_left_alone(
     pair: tuple[socket.socket, http.client.HTTPResponse], size: int
 ) -> None:
     _, response = pair
-    LowWater(response, size).before(size, size)
+    LowWater(response.fp.raw._sock, size).before(size, size)
     assert mark(response) == 1
 
 
@@ -72,7 +72,7 @@ def test_an_answer_that_trickles_arrives_whole(
 
     sender = threading.Thread(target=trickle)
     sender.start()
-    water, buffer, left = LowWater(response, 8 * MIB), memoryview(bytearray(MIB)), 8 * MIB
+    water, buffer, left = LowWater(response.fp.raw._sock, 8 * MIB), memoryview(bytearray(MIB)), 8 * MIB
     started = time.monotonic()
     while left:
         wanted = min(left, 250_000)  # the last one is smaller than the mark
