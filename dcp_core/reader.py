@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
+from dcp_core.collector import SettledObjects
 from dcp_core.config import LoadOptions
 from dcp_core.endpoint import Endpoint
 from dcp_core.errors import (
@@ -73,6 +74,7 @@ class CloudStorageReader(StorageReader):
         self._failure: CloudCheckpointError | None = None
         self._rank = 0
         self._alone = False
+        self._settled: SettledObjects | None = None
 
     @property
     def checkpoint_id(self) -> str:
@@ -134,6 +136,8 @@ class CloudStorageReader(StorageReader):
         self._metadata = metadata
         self._rank = int(kwargs.get("rank") or 0)
         self._alone = kwargs.get("use_collectives") is False
+        # from here on torch plans; a load that fails before read_data ends it with this object
+        self._settled = SettledObjects()
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
         """The plan as it is."""
@@ -158,6 +162,8 @@ class CloudStorageReader(StorageReader):
         except CloudCheckpointError as error:
             error.at_rank(self._rank)
             raise
+        finally:
+            self._settled = None
         future: Future[None] = Future()
         future.set_result(None)
         return future

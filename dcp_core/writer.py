@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
 
+from dcp_core.collector import SettledObjects
 from dcp_core.config import SaveOptions
 from dcp_core.endpoint import Endpoint
 from dcp_core.errors import CloudCheckpointError, ConfigurationError, UnsupportedError
@@ -45,6 +46,7 @@ class _Save:
     token: str
     commit: Commit
     transfer: Transfer
+    settled: SettledObjects
 
 
 class CloudStorageWriter(StorageWriter):
@@ -115,7 +117,8 @@ class CloudStorageWriter(StorageWriter):
             store = self._endpoint.store()
             name = metadata_name(rank if alone else None)
             commit = Commit(store, location, name, options, transfer)
-            self._save = _Save(rank, new_token(), commit, transfer)
+            # from here on torch plans; a save that fails before write_data ends it with this object
+            self._save = _Save(rank, new_token(), commit, transfer, SettledObjects())
             if is_coordinator or alone:
                 commit.prepare()
 
@@ -143,8 +146,11 @@ class CloudStorageWriter(StorageWriter):
             name_of=lambda number: data_name(save.rank, number, save.token),
             key_of=location.key,
         )
-        with _naming_rank(save.rank):
-            results = writer.write(plan, planner)
+        try:
+            with _naming_rank(save.rank):
+                results = writer.write(plan, planner)
+        finally:
+            save.settled.end()
         future: Future[list[WriteResult]] = Future()
         future.set_result(results)
         return future
