@@ -16,7 +16,7 @@ from typing import Any
 __all__ = ["READ_AHEAD", "TlsAnswer", "read_ahead"]
 
 #: Bytes that OpenSSL asks the kernel for at once.
-READ_AHEAD = 128 << 10
+READ_AHEAD = 64 << 10
 
 #: Pythons whose ``_ssl._SSLContext`` begins with the pointer to OpenSSL's context, as checked by a test.
 _KNOWN = ((3, 10), (3, 11), (3, 12), (3, 13))

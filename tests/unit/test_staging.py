@@ -1,15 +1,13 @@
-"""The staging ring, and the collector's pauses."""
+"""The staging ring."""
 
 from __future__ import annotations
 
-import gc
 import threading
 import time
 
 import pytest
 import torch
 
-from dcp_core.collector import collector_paused
 from dcp_core.save.stage import Ring, Staging
 
 
@@ -71,27 +69,3 @@ def test_bytes_are_staged_at_any_place(dtype: torch.dtype) -> None:
     assert staging.block is not None
     assert bytes(staging.block.view[3:67]) == bytes(source.contiguous().view(-1).view(torch.uint8).numpy())
     assert staging.fill == 67
-
-
-def test_the_collector_is_paused_and_goes_on() -> None:
-    def fail() -> None:
-        with collector_paused():
-            with collector_paused():
-                assert not gc.isenabled()
-            assert not gc.isenabled()
-            raise ZeroDivisionError
-
-    assert gc.isenabled()
-    with pytest.raises(ZeroDivisionError):
-        fail()
-    assert gc.isenabled()
-
-
-def test_a_collector_that_was_off_stays_off() -> None:
-    gc.disable()
-    try:
-        with collector_paused():
-            pass
-        assert not gc.isenabled()
-    finally:
-        gc.enable()
