@@ -170,11 +170,11 @@ def _profile(result: Figures) -> str:
     return "\n".join(parts)
 
 
-_WHY = """What the kernel does is one copy of every byte between the tensor and socket buffers, and TCP. Sending
-without that copy was built and measured, and costs more here (decision 9). Of the rest, the checksum is one
-pass over memory at the speed of the memory; a request costs the SDK one to two milliseconds (signing, hooks,
-parsing), which parts and ranges of tens of MiB make small; torch plans in Python. Over TLS, OpenSSL's AES-GCM
-and its own copy are more than half.
+_WHY = """What the kernel does is one copy of every byte between the tensor and socket buffers, and TCP.
+Sending without that copy was built and measured, and costs more here (decision 9). Of the rest, the checksum
+is one pass over memory at the speed of the memory; a request costs the SDK one to two milliseconds (signing,
+hooks, parsing), which parts and ranges of tens of MiB make small; torch plans in Python. Over TLS, OpenSSL's
+AES-GCM and its own copy are more than half.
 
 A save cannot cost much less here: the kernel's part and the checksum alone are two thirds of it.
 """
@@ -188,8 +188,9 @@ SECTIONS: dict[str, Callable[[Figures], str]] = {
     ),
     "small": _costs(
         "Ten thousand tensors of 64 KiB",
-        "Most of the time is per tensor: planning in torch, and framing. The state is nested as in DCP's tutorials, "
-        '`{"model": {name: tensor}}`: each key at the top costs torch some 40 µs of logging, with any storage.',
+        "Most of the time is per tensor: planning in torch, and framing. The state is nested as in DCP's "
+        'tutorials, `{"model": {name: tensor}}`: each key at the top costs torch 40 µs of logging, with any '
+        "storage.",
         [peers.OURS, peers.S3TORCHCONNECTOR],
     ),
     "clouds": _clouds,
