@@ -8,18 +8,29 @@ torch's planning above all, and with them sets off one such collection after ano
 from __future__ import annotations
 
 import gc
+import itertools
+import math
 import threading
-import weakref
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 __all__ = ["SettledObjects", "collector_paused"]
 
-# reentrant: a collection may come at any allocation, and end a SettledObjects that was dropped
+# reentrant: a collection may come at any allocation
 _lock = threading.RLock()
 _pauses = 0
 _was_enabled = False
-_settled = 0
+
+#: Seconds for what comes between the methods of a writer or reader, which is torch's planning.
+_PLANNING = 60.0
+#: Objects that Python itself may have frozen (3.12 does), and far fewer than a program would.
+_FEW = 10_000
+
+_numbers = itertools.count()
+#: When each SettledObjects that is in effect ends at the latest.
+_settled: dict[int, float] = {}
 _frozen = False
 
 
@@ -45,40 +56,61 @@ def collector_paused() -> Iterator[None]:
 
 
 class SettledObjects:
-    """While one of these exists, collections pass over the objects that were there when the first was made.
+    """From its making to its end, collections pass over the objects that were there when the first was made.
 
     The collector goes on for all newer ones, unlike under :func:`collector_paused`, so this may last for as
     long as a save or a load: no more is kept from it than what becomes garbage of what was there. Young
-    garbage is collected first. Nothing is done where the collector is off or ``gc.freeze`` is in use already.
+    garbage is collected first. Nothing is done where the collector is off or ``gc.freeze`` is in use already;
+    objects that somebody freezes meanwhile are released at the end with the others.
 
-    Ends with :meth:`end`, or when the object is dropped.
+    Ends with :meth:`end` or the context, or with the first collection after a minute outside of the context:
+    torch plans between our methods, and when that fails none of them is called any more.
     """
 
     def __init__(self) -> None:
-        self._finalizer = weakref.finalize(self, _thaw)
-        self._finalizer.atexit = False
-        _freeze()
+        global _frozen  # noqa: PLW0603
+        self._number = next(_numbers)
+        if gc.isenabled():
+            gc.collect(1)
+        with _lock:
+            if _expire not in gc.callbacks:
+                gc.callbacks.append(_expire)
+            if not _settled and gc.isenabled() and gc.get_freeze_count() < _FEW:
+                gc.freeze()
+                _frozen = True
+            _settled[self._number] = time.monotonic() + _PLANNING
+
+    def __enter__(self) -> None:
+        with _lock:
+            if self._number in _settled:
+                _settled[self._number] = math.inf
+
+    def __exit__(self, *details: object) -> None:
+        self.end()
 
     def end(self) -> None:
-        """Let collections visit all objects again; later calls do nothing."""
-        self._finalizer()
-
-
-def _freeze() -> None:
-    global _settled, _frozen  # noqa: PLW0603
-    if gc.isenabled():
-        gc.collect(1)
-    with _lock:
-        if _settled == 0 and gc.isenabled() and gc.get_freeze_count() == 0:
-            gc.freeze()
-            _frozen = True
-        _settled += 1
+        """Let collections visit all objects again, unless another one is in effect; may be called again."""
+        with _lock:
+            _settled.pop(self._number, None)
+            _thaw()
 
 
 def _thaw() -> None:
-    global _settled, _frozen  # noqa: PLW0603
-    with _lock:
-        _settled -= 1
-        if _settled == 0 and _frozen:
-            gc.unfreeze()
-            _frozen = False
+    global _frozen  # noqa: PLW0603
+    if _frozen and not _settled:
+        _frozen = False
+        gc.unfreeze()
+
+
+def _expire(phase: str, details: dict[str, Any]) -> None:  # noqa: ARG001
+    """At the start of a collection, in whichever thread: end what has come to nothing."""
+    # who holds the lock may be waiting for what this thread holds
+    if phase != "start" or not _settled or not _lock.acquire(blocking=False):
+        return
+    try:
+        now = time.monotonic()
+        for number in [number for number, limit in _settled.items() if limit < now]:
+            del _settled[number]
+        _thaw()
+    finally:
+        _lock.release()

@@ -70,11 +70,11 @@ class CloudStorageReader(StorageReader):
     def _forget(self) -> None:
         self._load_id = str(uuid.uuid4())
         self._metadata: Metadata | None = None
+        self._settled: SettledObjects | None = None
         self._version: str | None = None
         self._failure: CloudCheckpointError | None = None
         self._rank = 0
         self._alone = False
-        self._settled: SettledObjects | None = None
 
     @property
     def checkpoint_id(self) -> str:
@@ -136,7 +136,7 @@ class CloudStorageReader(StorageReader):
         self._metadata = metadata
         self._rank = int(kwargs.get("rank") or 0)
         self._alone = kwargs.get("use_collectives") is False
-        # from here on torch plans; a load that fails before read_data ends it with this object
+        # from here on torch plans
         self._settled = SettledObjects()
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
@@ -155,15 +155,14 @@ class CloudStorageReader(StorageReader):
             CheckpointReplacedError: another save replaced the checkpoint meanwhile.
             UntrustedDataError: a non-tensor item needs ``weights_only=False``.
         """
-        if self._metadata is None:
+        if self._metadata is None or self._settled is None:
             raise ConfigurationError("no load was set up: call set_up_storage_reader first, as dcp.load does")
         try:
-            self._read_data(plan, planner, self._metadata)
+            with self._settled:
+                self._read_data(plan, planner, self._metadata)
         except CloudCheckpointError as error:
             error.at_rank(self._rank)
             raise
-        finally:
-            self._settled = None
         future: Future[None] = Future()
         future.set_result(None)
         return future

@@ -140,14 +140,21 @@ def _tuned_pool(
     return Pool
 
 
-def _context_for(connection: Any, new_context: Callable[..., ssl.SSLContext]) -> ssl.SSLContext:
-    """The context that urllib3 would make for a connection itself, and then verifies with all the same."""
+def _context_for(connection: Any, new_context: Callable[..., ssl.SSLContext]) -> ssl.SSLContext | None:
+    """The context that urllib3 would make for a connection itself, and then verifies with all the same.
+
+    ``None`` leaves it to urllib3, as before version 2.
+    """
+    if not hasattr(connection, "ssl_minimum_version"):
+        return None
     required = connection.cert_reqs
     context = new_context(
-        cert_reqs=getattr(ssl, required) if isinstance(required, str) else required,
+        cert_reqs=getattr(ssl, required, None) if isinstance(required, str) else required,
         ssl_minimum_version=connection.ssl_minimum_version,
         ssl_maximum_version=connection.ssl_maximum_version,
     )
-    if not (connection.ca_certs or connection.ca_cert_dir or connection.ca_cert_data):
+    own = connection.ca_certs or connection.ca_cert_dir or connection.ca_cert_data
+    # pyOpenSSL's has none
+    if not own and hasattr(context, "load_default_certs"):
         context.load_default_certs()
     return context

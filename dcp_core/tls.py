@@ -68,8 +68,8 @@ def read_ahead(context: Any) -> bool:
     ``ssl`` has no option for it.
     """
     library = _openssl()
-    # the class of the C module, which others may have put their own on top of
-    if library is None or not isinstance(context, ssl._ssl._SSLContext):  # type: ignore[attr-defined]
+    # of the C module's class, which others may have put their own on top of; isinstance believes a mere proxy
+    if library is None or not issubclass(type(context), ssl._ssl._SSLContext):  # type: ignore[attr-defined]
         return False
     pointer = ctypes.c_void_p.from_address(id(context) + object.__basicsize__)
     library.SSL_CTX_set_default_read_buffer_len(pointer, READ_AHEAD)

@@ -117,10 +117,10 @@ class CloudStorageWriter(StorageWriter):
             store = self._endpoint.store()
             name = metadata_name(rank if alone else None)
             commit = Commit(store, location, name, options, transfer)
-            # from here on torch plans; a save that fails before write_data ends it with this object
-            self._save = _Save(rank, new_token(), commit, transfer, SettledObjects())
             if is_coordinator or alone:
                 commit.prepare()
+            # from here on torch plans
+            self._save = _Save(rank, new_token(), commit, transfer, SettledObjects())
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         """The plan as it is. Names do not travel in it: with plan caching torch hands out old plans."""
@@ -146,11 +146,8 @@ class CloudStorageWriter(StorageWriter):
             name_of=lambda number: data_name(save.rank, number, save.token),
             key_of=location.key,
         )
-        try:
-            with _naming_rank(save.rank):
-                results = writer.write(plan, planner)
-        finally:
-            save.settled.end()
+        with save.settled, _naming_rank(save.rank):
+            results = writer.write(plan, planner)
         future: Future[list[WriteResult]] = Future()
         future.set_result(results)
         return future

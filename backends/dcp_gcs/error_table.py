@@ -221,8 +221,8 @@ def _by_class(status: int) -> tuple[_Kind, str]:
 
 
 def _root(error: BaseException) -> BaseException:
-    """What ``error`` was raised for in the first place."""
-    while error.__context__ is not None:
+    """What ``error`` was raised for in the first place; not what the caller is handling meanwhile."""
+    while error.__context__ is not None and not isinstance(error.__context__, CloudCheckpointError):
         error = error.__context__
     return error
 

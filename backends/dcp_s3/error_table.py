@@ -13,6 +13,7 @@ from typing import Any
 
 import urllib3.exceptions
 from botocore import exceptions as sdk
+from urllib3.util.ssl_match_hostname import CertificateError
 
 from dcp_core.errors import (
     BucketNotFoundError,
@@ -31,6 +32,8 @@ from dcp_core.errors import (
 __all__ = ["mapped"]
 
 _Kind = type[CloudCheckpointError]
+
+_UNTRUSTED = (ssl.SSLCertVerificationError, CertificateError)
 
 _NO_CONDITIONS = (
     "the store refuses a feature this request uses. If it lacks conditional writes, set "
@@ -122,7 +125,7 @@ _EXCEPTIONS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], _Kind, s
     ((sdk.NoRegionError, sdk.InvalidRegionError), ConfigurationError, "no usable region: set region="),
     (sdk.InvalidEndpointDiscoveryConfigurationError, ConfigurationError, "the endpoint is not usable"),
     (
-        ssl.SSLCertVerificationError,
+        _UNTRUSTED,
         ConfigurationError,
         "the endpoint's certificate is not trusted: set ca_bundle= or AWS_CA_BUNDLE, or correct the endpoint",
     ),
@@ -181,17 +184,17 @@ def _by_class(status: int) -> tuple[_Kind, str]:
     return ConfigurationError, "the store refused the request"
 
 
-def _root(error: BaseException) -> BaseException:
-    """What ``error`` was raised for in the first place."""
-    while error.__context__ is not None:
-        error = error.__context__
-    return error
+def _certificate_problem(error: Exception) -> Exception | None:
+    """The reason why a certificate is not trusted, for which botocore has no type of its own."""
+    if not isinstance(error, sdk.SSLError):
+        return None
+    # botocore keeps urllib3's error, which has that of ssl, or of its own comparison of host names
+    reason = next(iter(getattr(error.kwargs.get("error"), "args", ())), None)
+    return reason if isinstance(reason, _UNTRUSTED) else None
 
 
 def _from_exception(error: Exception, operation: str, bucket: str, key: str | None) -> CloudCheckpointError:
-    # botocore has no type of its own for a certificate that is not trusted
-    root = _root(error)
-    known = root if isinstance(root, ssl.SSLCertVerificationError) else error
+    known = _certificate_problem(error) or error
     for kinds, kind, advice in _EXCEPTIONS:
         if isinstance(known, kinds):
             return kind(f"{operation}: {advice} ({error})", bucket=bucket, key=key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -104,6 +105,10 @@ def test_requests_of_a_small_training_state(seaweedfs_bucket: Bucket, proxy: Fau
 
 @pytest.mark.parametrize("items", [30_000, pytest.param(100_000, marks=pytest.mark.slow)])
 def test_planning_a_load_is_linear(items: int) -> None:
-    """In CPU seconds, the best of two: other processes take caches away."""
-    few, many = (min(planning.seconds(count) for _ in range(2)) for count in (items, 10 * items))
-    assert many <= 12 * few
+    """In CPU seconds, the best of up to four: other processes take caches away."""
+    few, many = math.inf, math.inf
+    for _ in range(4):
+        few, many = min(few, planning.seconds(items)), min(many, planning.seconds(10 * items))
+        if many <= 12 * few:
+            return
+    pytest.fail(f"{many:.2f} s for {10 * items} items, {few:.2f} s for {items}")

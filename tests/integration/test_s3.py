@@ -107,6 +107,22 @@ def test_tls(seaweedfs_bucket: Bucket, tmp_path: Path, monkeypatch: pytest.Monke
             with pytest.raises(ConfigurationError, match="ca_bundle"):
                 store.head("key")
             assert listener.accepted == accepted + 1  # nothing is gained by trying again
+            try:
+                store.head("key")
+            except ConfigurationError:
+                # a broken connection is one, whatever is being handled meanwhile
+                nowhere = S3Options(endpoint_url="https://127.0.0.1:1", ca_bundle=str(certificate))
+                with (
+                    contextlib.closing(S3Store(seaweedfs_bucket.name, nowhere)) as other,
+                    pytest.raises(TransientError),
+                ):
+                    other.head("key")
+        named = S3Options(endpoint_url=f"https://localhost:{listener.port}", ca_bundle=str(certificate))
+        with (
+            contextlib.closing(S3Store(seaweedfs_bucket.name, named)) as store,
+            pytest.raises(ConfigurationError, match="localhost"),
+        ):
+            store.head("key")
         insecure = S3Options(verify_tls=False)
         with (
             contextlib.closing(S3Store(seaweedfs_bucket.name, insecure)) as store,
