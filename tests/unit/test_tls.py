@@ -265,7 +265,12 @@ def ahead_of(context: ssl.SSLContext) -> bool:
 def test_certificates_are_verified(server: Server, trusted: bool, name: str) -> None:
     """The certificate is for 127.0.0.1."""
     authority = server.authority if trusted else trustme.CA()
-    thread = server.serve(lambda connection: connection.sendall(b"HTTP/1.1 204 \r\n\r\n"), refused=True)
+
+    def work(connection: ssl.SSLSocket) -> None:
+        connection.recv(1 << 16)
+        connection.sendall(b"HTTP/1.1 204 \r\n\r\n")
+
+    thread = server.serve(work, refused=True)
     with authority.cert_pem.tempfile() as path:
         manager = urllib3.PoolManager(ca_certs=path, retries=False)
         manager.pool_classes_by_scheme = tuned_pools(
