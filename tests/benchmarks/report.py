@@ -172,11 +172,11 @@ def _profile(result: Figures) -> str:
 
 _WHY = """What the kernel does is one copy of every byte between the tensor and socket buffers, and TCP.
 Sending without that copy was built and measured, and costs more here (decision 9). Of the rest, the checksum
-is one pass over memory at the speed of the memory; a request costs the SDK one to two milliseconds (signing,
+is one pass over memory at the speed of the memory; a request costs the SDK almost a millisecond (signing,
 hooks, parsing), which parts and ranges of tens of MiB make small; torch plans in Python. Over TLS, OpenSSL's
-AES-GCM and its own copy are more than half.
+AES-GCM and its own copy are half of a save.
 
-A save cannot cost much less here: the kernel's part and the checksum alone are two thirds of it.
+A save cannot cost much less here: the kernel's part and the checksum alone are three fifths of it.
 """
 
 SECTIONS: dict[str, Callable[[Figures], str]] = {
@@ -189,7 +189,7 @@ SECTIONS: dict[str, Callable[[Figures], str]] = {
     "small": _costs(
         "Ten thousand tensors of 64 KiB",
         "Most of the time is per tensor: planning in torch, and framing. The state is nested as in DCP's "
-        'tutorials, `{"model": {name: tensor}}`: each key at the top costs torch 40 µs of logging, with any '
+        'tutorials, `{"model": {name: tensor}}`: each key at the top costs torch 20 µs of logging, with any '
         "storage.",
         [peers.OURS, peers.S3TORCHCONNECTOR],
     ),

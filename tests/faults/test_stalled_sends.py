@@ -1,8 +1,12 @@
-"""Servers that stop reading: a send that stands still is cut after ``stall_timeout``, and no earlier."""
+"""The connections of each cloud's client: they are as :func:`dcp_core.store_http.tuned_pools` makes them.
+
+Servers that stop reading: a send that stands still is cut after ``stall_timeout``, and no earlier.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import ssl
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +16,7 @@ from sockets import not_reading
 
 from dcp_azure.options import AzureOptions
 from dcp_azure.store import AzureStore
-from dcp_core import ThrottledError, TransientError
+from dcp_core import ThrottledError, TransientError, tls
 from dcp_core.store import ObjectStore
 from dcp_core.testing import body_of, pattern
 from dcp_gcs.options import GCSOptions
@@ -39,8 +43,8 @@ def opened(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> A
     """Opens a store of each cloud at the port of a server."""
     for variable in ("AWS_PROFILE", "AWS_ENDPOINT_URL", "STORAGE_EMULATOR_HOST"):
         monkeypatch.delenv(variable, raising=False)
-    return lambda port, **limits: contextlib.closing(
-        OPEN[request.param](f"http://127.0.0.1:{port}", **limits)
+    return lambda port, scheme="http", **options: contextlib.closing(
+        OPEN[request.param](f"{scheme}://127.0.0.1:{port}", **options)
     )
 
 
@@ -63,3 +67,30 @@ def test_a_server_that_reads_late(opened: Any) -> None:
         pytest.raises(ThrottledError),
     ):
         store.put("key", body_of(DATA))
+
+
+def test_tls_reads_ahead(opened: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The context that is prepared is the one that the handshake is made with."""
+    prepared: list[ssl.SSLContext] = []
+    shaken: list[ssl.SSLContext] = []
+    wrap = ssl.SSLContext.wrap_socket
+
+    def read_ahead(context: ssl.SSLContext) -> bool:
+        prepared.append(context)
+        return tls.read_ahead(context)
+
+    def wrap_socket(context: ssl.SSLContext, *arguments: Any, **options: Any) -> ssl.SSLSocket:
+        shaken.append(context)
+        return wrap(context, *arguments, **options)
+
+    monkeypatch.setattr("dcp_core.store_http.read_ahead", read_ahead)
+    monkeypatch.setattr(ssl.SSLContext, "wrap_socket", wrap_socket)
+    # a server that speaks no TLS ends the handshake
+    with (
+        not_reading(0.1, b"no TLS") as port,
+        opened(port, scheme="https", stall_timeout=5.0) as store,
+        pytest.raises(TransientError),
+    ):
+        store.put("key", body_of(b"x"))
+    assert shaken
+    assert shaken == prepared

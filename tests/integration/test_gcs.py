@@ -201,6 +201,14 @@ def test_tls(gcs_bucket: GCSBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPa
             assert listener.accepted == 1
         with opened(gcs_bucket, **options) as store, pytest.raises(ConfigurationError, match="ca_bundle"):
             store.head("key")
+        with opened(gcs_bucket, **options) as store:
+            try:
+                store.head("key")
+            except ConfigurationError:
+                # a broken connection is one, whatever is being handled meanwhile
+                nowhere = {**options, "endpoint_url": "https://127.0.0.1:1"}
+                with opened(gcs_bucket, **nowhere) as other, pytest.raises(TransientError):
+                    other.head("key")
         insecure = urllib3.exceptions.InsecureRequestWarning
         with opened(gcs_bucket, **options, verify_tls=False) as store, pytest.warns(insecure):
             assert store.head("key").size == len(data)

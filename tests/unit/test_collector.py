@@ -188,6 +188,26 @@ def test_a_save_that_is_refused() -> None:
     assert not frozen()
 
 
+def test_a_transfer_that_fails() -> None:
+    MemoryStore.create_bucket("collector")
+
+    class Saves(dcp.DefaultSavePlanner):
+        def resolve_data(self, write_item: Any) -> Any:
+            raise ZeroDivisionError
+
+    class Loads(dcp.DefaultLoadPlanner):
+        def resolve_tensor(self, read_item: Any) -> Any:
+            raise ZeroDivisionError
+
+    with pytest.raises(dcp.CheckpointException):
+        dcp.save(STATE, storage_writer=writer(), planner=Saves())
+    assert not frozen()
+    dcp.save(STATE, storage_writer=writer())
+    with pytest.raises(dcp.CheckpointException):
+        dcp.load(dict(STATE), storage_reader=reader(), planner=Loads())
+    assert not frozen()
+
+
 def test_threads_that_start_and_end_at_will() -> None:
     """With collections all the while, in every thread."""
     stop = time.monotonic() + 1

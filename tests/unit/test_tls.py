@@ -229,9 +229,7 @@ def test_connections_of_the_backends(server: Server, given: bool) -> None:
     thread = server.serve(work, refused=True)
     host, port = server.listener.getsockname()
     with urllib3.PoolManager(**options) as manager:
-        manager.pool_classes_by_scheme = tuned_pools(
-            manager.pool_classes_by_scheme, 5.0, create_urllib3_context
-        )
+        tune(manager)
         for _ in range(2):
             answer = manager.request("GET", f"https://{host}:{port}/", preload_content=False)
             reader = HttpRangeReader(
@@ -273,9 +271,7 @@ def test_certificates_are_verified(server: Server, trusted: bool, name: str) -> 
     thread = server.serve(work, refused=True)
     with authority.cert_pem.tempfile() as path:
         manager = urllib3.PoolManager(ca_certs=path, retries=False)
-        manager.pool_classes_by_scheme = tuned_pools(
-            manager.pool_classes_by_scheme, 5.0, create_urllib3_context
-        )
+        tune(manager)
         url = f"https://{name}:{server.listener.getsockname()[1]}/"
         if trusted and name == "127.0.0.1":
             assert manager.request("GET", url).status == 204
