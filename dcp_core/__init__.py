@@ -9,7 +9,6 @@
     dcp.load(state, storage_reader=CloudStorageReader("s3://bucket/run/step-1000"))
 """
 
-from dcp_core.checkpoint_ids import use_url_checkpoint_ids
 from dcp_core.config import LoadOptions, SaveOptions
 from dcp_core.errors import (
     AmbiguousSchemeError,
@@ -21,6 +20,7 @@ from dcp_core.errors import (
     CheckpointNotFoundError,
     CheckpointReplacedError,
     CloudCheckpointError,
+    CommitUncertainError,
     ConfigurationError,
     ConflictError,
     CredentialsError,
@@ -28,15 +28,18 @@ from dcp_core.errors import (
     InvalidLocationError,
     MissingExtraError,
     ObjectNotFoundError,
+    PeerFailedError,
     PermissionDeniedError,
     ThrottledError,
     TransientError,
     UnknownSchemeError,
     UnsupportedError,
+    UnsupportedTensorError,
     UntrustedDataError,
 )
-from dcp_core.reader import CloudStorageReader
-from dcp_core.writer import CloudStorageWriter
+from dcp_core.integrations.checkpoint_ids import use_url_checkpoint_ids
+from dcp_core.storage.reader import CloudStorageReader
+from dcp_core.storage.writer import CloudStorageWriter
 
 __all__ = [
     "AmbiguousSchemeError",
@@ -50,6 +53,7 @@ __all__ = [
     "CloudCheckpointError",
     "CloudStorageReader",
     "CloudStorageWriter",
+    "CommitUncertainError",
     "ConfigurationError",
     "ConflictError",
     "CredentialsError",
@@ -58,12 +62,14 @@ __all__ = [
     "LoadOptions",
     "MissingExtraError",
     "ObjectNotFoundError",
+    "PeerFailedError",
     "PermissionDeniedError",
     "SaveOptions",
     "ThrottledError",
     "TransientError",
     "UnknownSchemeError",
     "UnsupportedError",
+    "UnsupportedTensorError",
     "UntrustedDataError",
     "use_url_checkpoint_ids",
 ]

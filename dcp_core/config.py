@@ -4,15 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 from dcp_core.errors import ConfigurationError
 
-__all__ = ["GIB", "KIB", "MIB", "LoadOptions", "SaveOptions", "build_options"]
+__all__ = [
+    "BucketKeywords",
+    "BucketOptions",
+    "CONNECT_TIMEOUT",
+    "GIB",
+    "KIB",
+    "MIB",
+    "ConnectionKeywords",
+    "ConnectionOptions",
+    "LoadKeywords",
+    "LoadOptions",
+    "SaveKeywords",
+    "SaveOptions",
+    "build_options",
+]
 
+#: Seconds to wait for a connection, where nothing else is said.
+CONNECT_TIMEOUT = 10.0
 KIB = 1 << 10
 MIB = 1 << 20
 GIB = 1 << 30
+#: What a store's limits are (``dcp_core.seam.store.Limits``).
+LIMITS = frozenset({"min_part_size", "max_part_size", "max_parts", "max_object_size", "max_put_size"})
 
 _T = TypeVar("_T")
 
@@ -25,17 +43,34 @@ class TransferOptions:
         concurrency: requests in flight at most, for this rank. 8 suits 8 ranks on a node.
         memory: bytes of buffers of ours in flight at most, for this rank, as far as parts of the smallest
             size that the store takes allow; tensors sent from or received into their own memory need none.
-        attempts: tries of one request before its error is final.
-        deadline: seconds for the whole save or load; ``None`` is no limit.
+        retry_timeout: seconds for which a failing request is tried again: its error is final once it has
+            failed for that long without any progress. Throttling and outages that are shorter are ridden
+            out. 300 is longer than what S3 takes to split a prefix or a service to restart, and shorter than
+            the time limit of NCCL's collectives (600), in which the other ranks wait meanwhile.
+        attempts: tries of one request before its error is final, if that comes first; ``None`` is any number.
+        deadline: seconds for the whole save or load; ``None`` is no limit. A request that is under way then
+            is cut.
     """
 
     concurrency: int = 8
     memory: int = 512 * MIB
-    attempts: int = 6
+    retry_timeout: float = 300.0
+    attempts: int | None = None
     deadline: float | None = None
 
     def __post_init__(self) -> None:
-        _require_positive(self, "concurrency", "memory", "attempts", "deadline")
+        _require_positive(self, "concurrency", "memory", "retry_timeout")
+        _require_positive(self, "attempts", "deadline", optional=True)
+
+
+class TransferKeywords(TypedDict, total=False):
+    """:class:`TransferOptions` as keywords, for type checkers."""
+
+    concurrency: int
+    memory: int
+    retry_timeout: float
+    attempts: int | None
+    deadline: float | None
 
 
 @dataclass(frozen=True)
@@ -59,6 +94,14 @@ class SaveOptions(TransferOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require_positive(self, "part_size")
+
+
+class SaveKeywords(TransferKeywords, total=False):
+    """:class:`SaveOptions` as keywords, for type checkers."""
+
+    part_size: int
+    overwrite: bool
+    conditional_commit: bool
 
 
 @dataclass(frozen=True)
@@ -86,10 +129,82 @@ class LoadOptions(TransferOptions):
             raise ConfigurationError(f"gap must not be negative, got {self.gap!r}")
 
 
-def _require_positive(options: object, *names: str) -> None:
+class LoadKeywords(TransferKeywords, total=False):
+    """:class:`LoadOptions` as keywords, for type checkers."""
+
+    request_size: int
+    gap: int
+    verify: bool
+    weights_only: bool
+
+
+@dataclass(frozen=True)
+class ConnectionOptions:
+    """What every backend on HTTP has.
+
+    Attributes:
+        connect_timeout: seconds to wait for a connection; ``None`` is what the SDK is configured with, or 10.
+        stall_timeout: seconds without a byte moved after which a request is cut and tried again.
+        ca_bundle: file of certificate authorities; ``None`` is the SDK's choice.
+        verify_tls: ``False`` accepts any certificate, for tests.
+    """
+
+    connect_timeout: float | None = None
+    stall_timeout: float = 30.0
+    ca_bundle: str | None = None
+    verify_tls: bool = True
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "stall_timeout")
+        _require_positive(self, "connect_timeout", optional=True)
+
+    @property
+    def connect_seconds(self) -> float:
+        """``connect_timeout``, where no SDK has a say in it."""
+        return CONNECT_TIMEOUT if self.connect_timeout is None else self.connect_timeout
+
+
+class ConnectionKeywords(TypedDict, total=False):
+    """:class:`ConnectionOptions` as keywords, for type checkers."""
+
+    connect_timeout: float | None
+    stall_timeout: float
+    ca_bundle: str | None
+    verify_tls: bool
+
+
+@dataclass(frozen=True)
+class BucketOptions(ConnectionOptions):
+    """What every backend has whose stores can be written.
+
+    Attributes:
+        limits: for stores that differ from the cloud's own: ``min_part_size``, ``max_part_size``,
+            ``max_parts``, ``max_object_size``, ``max_put_size`` → bytes, or the count of parts.
+    """
+
+    limits: Mapping[str, int] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, value in (self.limits or {}).items():
+            if name not in LIMITS:
+                raise ConfigurationError(f"limits has no {name!r}; it has {', '.join(sorted(LIMITS))}")
+            if not (isinstance(value, int) and value > 0):
+                raise ConfigurationError(f"limits: {name} must be a positive whole number, got {value!r}")
+
+
+class BucketKeywords(ConnectionKeywords, total=False):
+    """:class:`BucketOptions` as keywords, for type checkers."""
+
+    limits: Mapping[str, int] | None
+
+
+def _require_positive(options: object, *names: str, optional: bool = False) -> None:
     for name in names:
         value = getattr(options, name)
-        if value is not None and not (isinstance(value, (int, float)) and value > 0):
+        if value is None and optional:
+            continue
+        if not (isinstance(value, (int, float)) and value > 0):
             raise ConfigurationError(f"{name} must be a positive number, got {value!r}")
 
 

@@ -2,9 +2,10 @@
 
 ::
 
-    endpoint      account_url · the URL's · account · connection string · AZURE_STORAGE_ACCOUNT
-    credentials   an option · connection string · AZURE_STORAGE_KEY, AZURE_STORAGE_SAS_TOKEN
-                  · DefaultAzureCredential
+    endpoint      account_url · the URL's · account · connection string · AZURE_STORAGE_SERVICE_ENDPOINT
+                  · AZURE_STORAGE_ACCOUNT
+    credentials   an option · connection string · AZURE_STORAGE_KEY, AZURE_STORAGE_SAS_TOKEN, unless
+                  AZURE_STORAGE_AUTH_MODE is "login" · DefaultAzureCredential
 
 What the environment has counts for its own account only: a key is not sent to another one.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,7 +24,18 @@ from azure.storage.blob import BlobServiceClient
 from dcp_azure.options import AzureOptions
 from dcp_core.errors import ConfigurationError, MissingExtraError
 
-__all__ = ["Account", "find_account"]
+__all__ = ["Account", "find_account", "token_provider_is_configured"]
+
+#: Service principal, workload identity, and managed identities, of which a virtual machine's need none:
+#: https://learn.microsoft.com/python/api/azure-identity/azure.identity.defaultazurecredential
+_TOKEN_PROVIDERS = (
+    *("AZURE_CLIENT_SECRET", "AZURE_CLIENT_CERTIFICATE_PATH", "AZURE_FEDERATED_TOKEN_FILE"),
+    *("IDENTITY_ENDPOINT", "MSI_ENDPOINT", "AZURE_POD_IDENTITY_AUTHORITY_HOST"),
+)
+#: Virtual machines of Azure have this in their firmware:
+#: https://github.com/canonical/cloud-init/blob/main/tools/ds-identify
+_ASSET_TAG = Path("/sys/class/dmi/id/chassis_asset_tag")
+_AZURE_MACHINE = "7783-7084-3265-9085-8269-3286-77"
 
 
 @dataclass(frozen=True)
@@ -32,6 +45,15 @@ class Account:
     endpoint: str
     name: str
     credential: Any = None
+
+    @property
+    def secret(self) -> str | None:
+        """The key or signature, empty for requests without; ``None`` where tokens are fetched."""
+        if self.credential is None:
+            return ""
+        if isinstance(self.credential, AzureNamedKeyCredential):
+            return str(self.credential.named_key.key)
+        return getattr(self.credential, "signature", None) or getattr(self.credential, "account_key", None)
 
 
 def find_account(options: AzureOptions, named: str | None) -> Account:
@@ -92,12 +114,15 @@ def _held(options: AzureOptions) -> Account | None:
     text = options.connection_string or os.environ.get("AZURE_STORAGE_CONNECTION_STRING")
     if text:
         return _from_connection_string(text)
-    endpoint = _public(os.environ.get("AZURE_STORAGE_ACCOUNT") or None)
+    account = os.environ.get("AZURE_STORAGE_ACCOUNT") or None
+    endpoint = os.environ.get("AZURE_STORAGE_SERVICE_ENDPOINT") or _public(account)
     if endpoint is None:
         return None
+    endpoint, name = endpoint.rstrip("/"), account or _name(endpoint)
+    if os.environ.get("AZURE_STORAGE_AUTH_MODE") == "login":
+        return Account(endpoint, name)
     sas = os.environ.get("AZURE_STORAGE_SAS_TOKEN")
     key = os.environ.get("AZURE_STORAGE_KEY")
-    name = _name(endpoint)
     return Account(endpoint, name, AzureNamedKeyCredential(name, key) if key else _sas(sas) if sas else None)
 
 
@@ -124,6 +149,15 @@ def _given(options: AzureOptions, name: str) -> Any:
 
 def _sas(token: str) -> AzureSasCredential:
     return AzureSasCredential(token.lstrip("?"))
+
+
+def token_provider_is_configured() -> bool:
+    """Whether DefaultAzureCredential ought to find a token here: then its failure may pass."""
+    named = any(os.environ.get(name) for name in _TOKEN_PROVIDERS)
+    try:
+        return named or _ASSET_TAG.read_text().strip() == _AZURE_MACHINE
+    except OSError:
+        return named
 
 
 def _default_credential() -> Any:

@@ -8,8 +8,9 @@ from typing import Any
 from dcp_azure.options import AzureOptions
 from dcp_azure.store import AzureStore
 from dcp_core.errors import InvalidLocationError
-from dcp_core.location import Location
-from dcp_core.store import ObjectStore
+from dcp_core.seam.backend import Backend
+from dcp_core.seam.location import Location
+from dcp_core.seam.store import ObjectStore
 
 __all__ = ["AzureBackend"]
 
@@ -20,11 +21,11 @@ _ACCOUNT_HOST = re.compile(
     r"(?P<account>[a-z0-9]{3,24}(?:\.z\d+)?)\.(?:dfs|blob)"
     r"\.(?P<cloud>core\.windows\.net|core\.usgovcloudapi\.net|core\.chinacloudapi\.cn|storage\.azure\.net)"
 )
-#: A name has at most 1,024 characters; the longest of ours takes 56 of them.
-_LONGEST_PREFIX = 960
+#: Characters, says the same page.
+_LONGEST_KEY = 1024
 
 
-class AzureBackend:
+class AzureBackend(Backend):
     """Azure Blob Storage."""
 
     options_type: type[Any] = AzureOptions
@@ -43,11 +44,7 @@ class AzureBackend:
                 f"{container!r} in {url!r} is not a valid Azure container name: 3 to 63 lower-case letters, "
                 "digits and single hyphens"
             )
-        if len(location.prefix) > _LONGEST_PREFIX:
-            raise InvalidLocationError(
-                f"the prefix has {len(location.prefix)} characters; at most {_LONGEST_PREFIX} leave room for "
-                "object names within Azure's 1,024 characters a name"
-            )
+        location.check_prefix("Azure", _LONGEST_KEY, "characters")
         if {".", ".."} & set(location.prefix.split("/")):
             raise InvalidLocationError(
                 f"{url!r} has a '.' or '..' in its prefix, which HTTP clients and servers resolve away"

@@ -6,7 +6,8 @@ with, and lets the blocks of a name be told apart. All ids of a blob must have o
 
     dcp-<started, 8 hex digits><random, 16 hex digits>-<number, 5 digits>
 
-Block 0 is one byte that no block list names: it shows that the upload was started.
+Block 0 is one byte that no block list names: it shows that the upload was started. Another, with a number
+that no part has, shows that it was aborted while others of its name were under way.
 """
 
 from __future__ import annotations
@@ -21,11 +22,21 @@ from datetime import datetime, timezone
 
 from dcp_core.errors import UnsupportedError
 
-__all__ = ["MAX_BLOCKS", "block_id", "block_list", "new_upload_id", "started_at", "upload_ids"]
+__all__ = [
+    "ABORTED",
+    "MAX_BLOCKS",
+    "block_id",
+    "block_list",
+    "new_upload_id",
+    "running_uploads",
+    "started_at",
+]
 
 #: https://learn.microsoft.com/rest/api/storageservices/put-block-list
 MAX_BLOCKS = 50_000
-_ID = re.compile(r"dcp-(?P<upload>[0-9a-f]{24})-\d{5}")
+#: Number of the block of an aborted upload.
+ABORTED = 99_999
+_ID = re.compile(r"dcp-(?P<upload>[0-9a-f]{24})-(?P<number>\d{5})")
 
 
 def new_upload_id() -> str:
@@ -43,7 +54,7 @@ def block_id(upload_id: str, number: int) -> str:
     Raises:
         UnsupportedError: Azure takes no such number of blocks.
     """
-    if not 0 <= number <= MAX_BLOCKS:
+    if not 0 <= number <= MAX_BLOCKS and number != ABORTED:
         raise UnsupportedError(f"part number {number} is not in 1…{MAX_BLOCKS}")
     return base64.b64encode(f"dcp-{upload_id}-{number:05}".encode()).decode()
 
@@ -56,16 +67,28 @@ def block_list(block_ids: Iterable[str]) -> bytes:
     return b'<?xml version="1.0" encoding="utf-8"?>' + ET.tostring(root)
 
 
-def upload_ids(answer: bytes) -> list[str]:
-    """The uploads that the staged blocks of a Get Block List answer belong to, each once.
+def running_uploads(response: bytes) -> list[str]:
+    """The uploads that the staged blocks of a Get Block List response belong to, each once.
 
-    Blocks that another tool staged belong to the upload ``""``.
+    Blocks that another tool staged belong to the upload ``""``. Uploads that were aborted are left out.
+
+    Raises:
+        ValueError: the response is none.
     """
-    return list(dict.fromkeys(_owners(ET.fromstring(answer))))
+    try:
+        root = ET.fromstring(response)
+    except ET.ParseError as error:
+        raise ValueError("no XML document") from error
+    if root.tag != "BlockList":
+        raise ValueError(f"a document {root.tag!r}")
+    owners = list(_owners(root))
+    aborted = {upload for upload, number in owners if number == ABORTED}
+    return [upload for upload in dict.fromkeys(upload for upload, _ in owners) if upload not in aborted]
 
 
-def _owners(root: ET.Element) -> Iterator[str]:
+def _owners(root: ET.Element) -> Iterator[tuple[str, int]]:
+    """Upload and number of each staged block."""
     for name in root.iterfind("UncommittedBlocks/Block/Name"):
         decoded = base64.b64decode(name.text or "").decode("latin-1")
         match = _ID.fullmatch(decoded)
-        yield match["upload"] if match else ""
+        yield (match["upload"], int(match["number"])) if match else ("", 0)

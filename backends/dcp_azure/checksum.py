@@ -17,7 +17,7 @@ from functools import cache
 from typing import Any
 
 from dcp_core.errors import TransientError
-from dcp_core.store import Body
+from dcp_core.seam.store import Body
 
 __all__ = ["checksum_headers"]
 

@@ -1,12 +1,11 @@
 """The SDK's client of one container, with its retries off.
 
 Requests that carry data go through the SDK's pipeline as they are, because its methods for them read a body
-into ``bytes`` first. The pipeline signs, adds dates and ids, and is where its own methods end too.
+into ``bytes`` first.
 """
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
@@ -17,13 +16,12 @@ from azure.core.pipeline.transport import RequestsTransport
 from azure.core.rest import HttpRequest
 from azure.storage.blob import ContainerClient
 from requests.adapters import HTTPAdapter
-from urllib3.connection import HTTPConnection
 from urllib3.util.retry import Retry
-from urllib3.util.ssl_ import create_urllib3_context
 
 from dcp_azure.account import Account
+from dcp_azure.azure_private import run_pipeline
 from dcp_azure.options import AzureOptions
-from dcp_core.store_http import tuned_pools
+from dcp_core.transport.pools import tuned_adapter
 
 __all__ = ["AzureClient"]
 
@@ -40,12 +38,14 @@ class AzureClient:
             retry_total=0,
             transport=RequestsTransport(
                 session=_session(options, concurrency),
-                connection_timeout=options.connect_timeout,
+                connection_timeout=options.connect_seconds,
                 read_timeout=options.stall_timeout,
                 connection_verify=(options.ca_bundle or True) if options.verify_tls else False,
             ),
         )
         self._credential = account.credential
+        #: Tokens are others each time; keys and signatures may have been replaced where they come from.
+        self.credentials: object = object() if account.secret is None else account.secret
         self._url: str = self.container.primary_endpoint
 
     def send(
@@ -59,7 +59,7 @@ class AzureClient:
         expected: tuple[int, ...],
         stream: bool = False,
     ) -> Any:
-        """One request for one blob, and its answer; with ``stream``, the answer's body is left to read.
+        """One request for one blob, and its response; with ``stream``, the body is left to read.
 
         Raises:
             HttpResponseError: another status than ``expected``.
@@ -70,7 +70,7 @@ class AzureClient:
             headers={"x-ms-version": self.container.api_version, **headers},
             content=body,
         )
-        response = self.container._pipeline.run(request, stream=stream).http_response
+        response = run_pipeline(self.container, request, stream=stream)
         if response.status_code not in expected:
             if stream:
                 response.read()
@@ -86,7 +86,8 @@ class AzureClient:
 def _session(options: AzureOptions, concurrency: int) -> requests.Session:
     """A session that keeps a connection for each request at a time; the SDK's own keeps 10."""
     session = requests.Session()
-    adapter = _Adapter(
+    adapter = tuned_adapter(
+        HTTPAdapter,
         options.stall_timeout,
         pool_maxsize=concurrency + 2,
         # off, as the SDK has it; a failure then has no URL in its text, and so no SAS
@@ -95,21 +96,3 @@ def _session(options: AzureOptions, concurrency: int) -> requests.Session:
     session.mount("https://", adapter)
     session.mount("http://", adapter)
     return session
-
-
-class _Adapter(HTTPAdapter):
-    """Connections that are kept alive, and send and receive as we need it."""
-
-    def __init__(self, stall_timeout: float, **options: Any) -> None:
-        self._stall_timeout = stall_timeout
-        super().__init__(**options)
-
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        alive = (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        super().init_poolmanager(
-            *args, **kwargs, socket_options=[*HTTPConnection.default_socket_options, alive]
-        )
-        pools = self.poolmanager.pool_classes_by_scheme
-        self.poolmanager.pool_classes_by_scheme = tuned_pools(
-            pools, self._stall_timeout, create_urllib3_context
-        )

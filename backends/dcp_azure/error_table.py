@@ -6,214 +6,239 @@ https://learn.microsoft.com/rest/api/storageservices/common-rest-api-error-codes
 
 from __future__ import annotations
 
-import http.client
 import socket
-import ssl
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 import requests.exceptions
 import urllib3.exceptions
 from azure.core import exceptions as sdk
 
+from dcp_azure.account import token_provider_is_configured
 from dcp_core.errors import (
     BucketNotFoundError,
-    CheckpointCorruptError,
-    CloudCheckpointError,
     ConfigurationError,
     ConflictError,
     CredentialsError,
     ObjectNotFoundError,
     PermissionDeniedError,
-    ThrottledError,
     TransientError,
     UnsupportedError,
 )
+from dcp_core.transport import verdicts
+from dcp_core.transport.error_table import ErrorTable, ExceptionVerdicts, Refusal
+from dcp_core.transport.responses import parse_date
+from dcp_core.transport.verdicts import Verdict
 
-__all__ = ["mapped", "refusal"]
+__all__ = ["AzureErrors", "refusal_by_headers"]
 
-_Kind = type[CloudCheckpointError]
-
-_CREDENTIALS = (
+_CREDENTIALS = Verdict(
+    PermissionDeniedError,
     "the store does not accept the credentials: the account key belongs to another account, or the SAS has "
-    "expired, is for another container or was changed"
+    "expired, is for another container or was changed",
+    renew=True,
 )
-_PERMISSION = "the credentials may not do this: assign Storage Blob Data Contributor, or extend the SAS"
-_OTHER_KEY = "the object is encrypted with a key of the customer: pass the encryption_key it was saved with"
+_PERMISSION = Verdict(
+    PermissionDeniedError,
+    "the credentials may not do this: assign Storage Blob Data Contributor, or extend the role or SAS",
+    denied=True,
+)
+_OTHER_KEY = Verdict(
+    ConfigurationError,
+    "the object is encrypted with a key of the customer: pass the encryption_key it was saved with",
+)
+_LEASED = Verdict(ConflictError, "another client holds a lease on the object")
+_TOO_MANY_BLOCKS = Verdict(UnsupportedError, "the object has more blocks than Azure allows")
+_NO_OPTION = Verdict(UnsupportedError, "the account does not support an option of this request")
+_NOT_A_URL = Verdict(ConfigurationError, "account_url is not a URL")
 
-#: Azure error code → (our error, what to do).
-_CODES: dict[str, tuple[_Kind, str]] = {
-    "ContainerNotFound": (BucketNotFoundError, "the container does not exist: create it or correct the URL"),
-    "ContainerBeingDeleted": (BucketNotFoundError, "the container is being deleted"),
-    "ContainerDisabled": (BucketNotFoundError, "the container is disabled"),
-    "InvalidResourceName": (BucketNotFoundError, "this is not a valid container name: correct the URL"),
-    "BlobNotFound": (ObjectNotFoundError, "the object does not exist"),
-    "ResourceNotFound": (ObjectNotFoundError, "the object does not exist"),
-    "InvalidBlockList": (ObjectNotFoundError, "the blocks do not exist: committed, discarded or expired"),
-    "AuthenticationFailed": (PermissionDeniedError, _CREDENTIALS),
-    "InvalidAuthenticationInfo": (PermissionDeniedError, _CREDENTIALS),
-    "NoAuthenticationInformation": (
-        PermissionDeniedError,
-        "the store wants credentials, or the container is not public",
+_CODES: Mapping[str, Verdict] = {
+    "ContainerNotFound": Verdict(
+        BucketNotFoundError, "the container does not exist: create it or correct the URL"
     ),
-    "PublicAccessNotPermitted": (PermissionDeniedError, "the account allows no anonymous access"),
-    "AuthorizationFailure": (
+    "ContainerBeingDeleted": Verdict(BucketNotFoundError, "the container is being deleted"),
+    "ContainerDisabled": Verdict(BucketNotFoundError, "the container is disabled"),
+    "InvalidResourceName": Verdict(
+        BucketNotFoundError, "this is not a valid container name: correct the URL"
+    ),
+    "BlobNotFound": verdicts.GONE,
+    "ResourceNotFound": verdicts.GONE,
+    "InvalidBlockList": Verdict(
+        ObjectNotFoundError, "the blocks do not exist: committed, discarded or expired"
+    ),
+    "AuthenticationFailed": _CREDENTIALS,
+    "InvalidAuthenticationInfo": _CREDENTIALS,
+    "NoAuthenticationInformation": Verdict(
+        PermissionDeniedError, "the store wants credentials, or the container is not public"
+    ),
+    "PublicAccessNotPermitted": Verdict(PermissionDeniedError, "the account allows no anonymous access"),
+    "AuthorizationFailure": Verdict(
         PermissionDeniedError,
         "the account refuses the request: the credentials (account key, SAS, login) do not fit it or have "
         "expired, or its network rules do not allow it",
+        renew=True,
     ),
-    "AuthorizationPermissionMismatch": (PermissionDeniedError, _PERMISSION),
-    "AuthorizationProtocolMismatch": (PermissionDeniedError, "the SAS allows HTTPS only"),
-    "AuthorizationResourceTypeMismatch": (PermissionDeniedError, "the SAS is for another kind of resource"),
-    "AuthorizationServiceMismatch": (PermissionDeniedError, "the SAS is not for the blob service"),
-    "AuthorizationSourceIPMismatch": (PermissionDeniedError, "the SAS is not for this machine's address"),
-    "InsufficientAccountPermissions": (PermissionDeniedError, _PERMISSION),
-    "UnauthorizedBlobOverwrite": (PermissionDeniedError, "the SAS may create objects but not replace them"),
-    "AccountIsDisabled": (PermissionDeniedError, "the storage account is disabled"),
-    "KeyBasedAuthenticationNotPermitted": (
-        PermissionDeniedError,
-        "the account allows no shared keys: use an azure-identity credential",
+    "AuthorizationPermissionMismatch": _PERMISSION,
+    "AuthorizationProtocolMismatch": Verdict(PermissionDeniedError, "the SAS allows HTTPS only"),
+    "AuthorizationResourceTypeMismatch": Verdict(
+        PermissionDeniedError, "the SAS is for another kind of resource"
     ),
-    "BlobImmutableDueToPolicy": (PermissionDeniedError, "an immutability policy protects the object"),
-    "BlobArchived": (PermissionDeniedError, "the object is archived: rehydrate it first"),
-    "BlobBeingRehydrated": (PermissionDeniedError, "the object is being rehydrated: wait for it"),
-    "ConditionNotMet": (ConflictError, "another writer changed the object first"),
-    "TargetConditionNotMet": (ConflictError, "another writer changed the object first"),
-    "BlobAlreadyExists": (ConflictError, "another writer created the object first"),
-    "LeaseIdMissing": (ConflictError, "another client holds a lease on the object"),
-    "LeaseAlreadyPresent": (ConflictError, "another client holds a lease on the object"),
-    "SnapshotsPresent": (ConflictError, "the object has snapshots: delete them first"),
-    "BlobUsesCustomerSpecifiedEncryption": (ConfigurationError, _OTHER_KEY),
-    "BlobCustomerSpecifiedEncryptionMismatch": (ConfigurationError, _OTHER_KEY),
-    "BlobDoesNotUseCustomerSpecifiedEncryption": (
+    "AuthorizationServiceMismatch": Verdict(PermissionDeniedError, "the SAS is not for the blob service"),
+    "AuthorizationSourceIPMismatch": Verdict(
+        PermissionDeniedError, "the SAS is not for this machine's address"
+    ),
+    "InsufficientAccountPermissions": _PERMISSION,
+    "UnauthorizedBlobOverwrite": Verdict(
+        PermissionDeniedError, "the SAS may create objects but not replace them"
+    ),
+    "AccountIsDisabled": Verdict(PermissionDeniedError, "the storage account is disabled"),
+    "KeyBasedAuthenticationNotPermitted": Verdict(
+        PermissionDeniedError, "the account allows no shared keys: use an azure-identity credential"
+    ),
+    "BlobImmutableDueToPolicy": Verdict(PermissionDeniedError, "an immutability policy protects the object"),
+    "BlobArchived": Verdict(PermissionDeniedError, "the object is archived: rehydrate it first"),
+    "BlobBeingRehydrated": Verdict(PermissionDeniedError, "the object is being rehydrated: wait for it"),
+    "ConditionNotMet": verdicts.CHANGED,
+    "TargetConditionNotMet": verdicts.CHANGED,
+    "BlobAlreadyExists": Verdict(ConflictError, "another writer created the object first"),
+    "LeaseIdMissing": _LEASED,
+    "LeaseAlreadyPresent": _LEASED,
+    "SnapshotsPresent": Verdict(ConflictError, "the object has snapshots: delete them first"),
+    "BlobUsesCustomerSpecifiedEncryption": _OTHER_KEY,
+    "BlobCustomerSpecifiedEncryptionMismatch": _OTHER_KEY,
+    "BlobDoesNotUseCustomerSpecifiedEncryption": Verdict(
         ConfigurationError,
         "the object is not encrypted with a key of the customer: leave encryption_key out",
     ),
-    "InvalidRange": (CheckpointCorruptError, "the object ends before the range that the record names"),
-    "RequestBodyTooLarge": (UnsupportedError, "the part is larger than Azure allows"),
-    "BlockCountExceedsLimit": (UnsupportedError, "the object has more blocks than Azure allows"),
-    "BlockListTooLong": (UnsupportedError, "the object has more blocks than Azure allows"),
-    "InvalidBlobType": (UnsupportedError, "the object is a page or append blob"),
-    "InvalidBlobOrBlock": (ConflictError, "the name has unfinished blocks of another tool"),
-    "APINotImplemented": (UnsupportedError, "the store does not implement this request"),
-    "UnsupportedHeader": (UnsupportedError, "the account does not support an option of this request"),
-    "FeatureNotSupported": (UnsupportedError, "the store does not support an option of this request"),
-    "FeatureVersionMismatch": (UnsupportedError, "the account does not support this request"),
-    "Md5Mismatch": (TransientError, "the bytes changed on their way to the store"),
-    "Crc64Mismatch": (TransientError, "the bytes changed on their way to the store"),
-    "ServerBusy": (ThrottledError, "the store asks for fewer requests"),
-    "AccountBeingCreated": (TransientError, "the account is being created"),
-    "OperationTimedOut": (TransientError, "the store ran out of time"),
-    "InternalError": (TransientError, "the store had an internal error"),
+    "InvalidRange": verdicts.OUT_OF_RANGE,
+    "RequestBodyTooLarge": verdicts.TOO_LARGE,
+    "BlockCountExceedsLimit": _TOO_MANY_BLOCKS,
+    "BlockListTooLong": _TOO_MANY_BLOCKS,
+    "InvalidBlobType": Verdict(UnsupportedError, "the object is a page or append blob"),
+    "InvalidBlobOrBlock": Verdict(ConflictError, "the name has unfinished blocks of another tool"),
+    "APINotImplemented": Verdict(UnsupportedError, "the store does not implement this request"),
+    "UnsupportedHeader": _NO_OPTION,
+    "FeatureNotSupported": _NO_OPTION,
+    "FeatureVersionMismatch": _NO_OPTION,
+    "Md5Mismatch": verdicts.DAMAGED,
+    "Crc64Mismatch": verdicts.DAMAGED,
+    "ServerBusy": verdicts.SLOW_DOWN,
+    "AccountBeingCreated": Verdict(TransientError, "the account is being created"),
+    "OperationTimedOut": Verdict(TransientError, "the store ran out of time"),
+    "InternalError": verdicts.INTERNAL,
 }
 
-#: HTTP status → (our error, what to do), for codes that are not listed and answers without one.
-_STATUSES: dict[int, tuple[_Kind, str]] = {
-    401: (PermissionDeniedError, "the store wants credentials"),
-    403: (PermissionDeniedError, _PERMISSION),
-    404: (ObjectNotFoundError, "the object does not exist"),
-    405: (UnsupportedError, "the store does not allow this operation"),
-    408: (TransientError, "the store waited too long for bytes"),
-    409: (ConflictError, "another operation on the object was faster"),
-    412: (ConflictError, "another writer changed the object first"),
-    413: (UnsupportedError, "the part is larger than Azure allows"),
-    416: (CheckpointCorruptError, "the object ends before the range that the record names"),
-    429: (ThrottledError, "the store asks for fewer requests"),
-    501: (
-        UnsupportedError,
-        "the store does not implement this request: one without conditional writes needs "
-        "conditional_commit=False",
-    ),
-    503: (ThrottledError, "the store is overloaded"),
+_STATUSES: Mapping[int, Verdict] = {
+    403: _PERMISSION,
+    409: Verdict(ConflictError, "another operation on the object was faster"),
 }
 
-#: What lies at the bottom of a failed request, most specific first.
-_CAUSES: tuple[tuple[type[BaseException], _Kind, str], ...] = (
+_CAUSES: ExceptionVerdicts = (
     (
-        ssl.SSLCertVerificationError,
-        ConfigurationError,
-        "the server's certificate is not trusted: set ca_bundle=",
+        (
+            urllib3.exceptions.LocationParseError,
+            requests.exceptions.InvalidURL,
+            requests.exceptions.MissingSchema,
+        ),
+        _NOT_A_URL,
     ),
-    (urllib3.exceptions.LocationParseError, ConfigurationError, "account_url is not a URL"),
-    (requests.exceptions.InvalidURL, ConfigurationError, "account_url is not a URL"),
-    (requests.exceptions.MissingSchema, ConfigurationError, "account_url is not a URL"),
 )
+_NO_SUCH_HOST = Verdict(ConfigurationError, "no such host: correct the name of the storage account")
 
-#: Exceptions raised before or instead of an answer, most specific first.
-_EXCEPTIONS: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], _Kind, str], ...] = (
+_EXCEPTIONS: ExceptionVerdicts = (
     (
         sdk.ClientAuthenticationError,
-        CredentialsError,
-        "no usable credentials: set AZURE_STORAGE_CONNECTION_STRING, log in for DefaultAzureCredential, pass "
-        "account_key, sas_token or credential, or anonymous=True for a public container",
+        Verdict(
+            CredentialsError,
+            "no usable credentials: set AZURE_STORAGE_CONNECTION_STRING, log in for DefaultAzureCredential, "
+            "pass account_key, sas_token or credential, or anonymous=True for a public container",
+        ),
     ),
-    (sdk.ServiceRequestTimeoutError, TransientError, "the endpoint could not be reached"),
-    (sdk.ServiceRequestError, TransientError, "the endpoint could not be reached"),
-    (sdk.ServiceResponseTimeoutError, TransientError, "no byte moved within stall_timeout"),
-    ((sdk.ServiceResponseError, sdk.IncompleteReadError), TransientError, "the connection broke"),
-    ((requests.exceptions.Timeout, urllib3.exceptions.TimeoutError), TransientError, "no byte moved in time"),
-    ((urllib3.exceptions.HTTPError, http.client.HTTPException), TransientError, "the connection broke"),
-    (TimeoutError, TransientError, "no byte moved within stall_timeout"),
-    (OSError, TransientError, "the connection broke"),
-    (sdk.AzureError, ConfigurationError, "the SDK refused the request"),
-    (ValueError, ConfigurationError, "an option has a value that the SDK does not take"),
+    ((sdk.ServiceRequestTimeoutError, sdk.ServiceRequestError), verdicts.UNREACHABLE),
+    (
+        (
+            sdk.ServiceResponseTimeoutError,
+            requests.exceptions.Timeout,
+            urllib3.exceptions.TimeoutError,
+        ),
+        verdicts.STALLED,
+    ),
+    (
+        (sdk.ServiceResponseError, sdk.IncompleteReadError, urllib3.exceptions.HTTPError),
+        verdicts.BROKEN,
+    ),
+    (sdk.AzureError, Verdict(ConfigurationError, "the SDK refused the request")),
+    (ValueError, Verdict(ConfigurationError, "an option has a value that the SDK does not take")),
 )
 
 #: The service refuses requests whose date is 15 minutes off.
 _SKEW = timedelta(minutes=10)
 
 
-@contextmanager
-def mapped(operation: str, bucket: str, key: str | None = None) -> Iterator[None]:
-    """Turn the errors of one request into ours, chained to the original."""
-    try:
-        yield
-    except CloudCheckpointError as error:
-        error.bucket, error.key = error.bucket or bucket, error.key or key
-        raise
-    except sdk.HttpResponseError as error:
-        raise _from_answer(error, operation, bucket, key) from error
-    except (
-        sdk.AzureError,
-        urllib3.exceptions.HTTPError,
-        http.client.HTTPException,
-        OSError,
-        ValueError,
-    ) as error:
-        raise _from_exception(error, operation, bucket, key) from error
+_READ, _WRITE = "blobs/read (SAS: r)", "blobs/write (SAS: c to create, w to replace)"
+#: https://learn.microsoft.com/rest/api/storageservices/authorize-with-azure-active-directory, where the
+#: actions are those of Microsoft.Storage/storageAccounts/blobServices/containers, and
+#: https://learn.microsoft.com/rest/api/storageservices/create-service-sas
+_PERMISSIONS: Mapping[str, str] = {
+    "Get Blob": _READ,
+    "Get Blob Properties": _READ,
+    "Get Block List": _READ,
+    "Put Blob": _WRITE,
+    "Put Block": _WRITE,
+    "Put Block List": _WRITE,
+    "Delete Blob": "blobs/delete (SAS: d)",
+    "List Blobs": "blobs/read on the container (SAS: l)",
+}
+_TOKEN_SERVICE_FAILED = Verdict(TransientError, "the service that gives tokens failed")
+_UNOBTAINABLE = Verdict(CredentialsError, "the credentials could not be obtained", renew=True)
 
 
-def refusal(
-    operation: str, bucket: str, key: str | None, status: int, headers: Mapping[str, str], *, said: str = ""
-) -> CloudCheckpointError:
-    """The error of ours for an answer of the service."""
-    code = headers.get("x-ms-error-code", "")
-    kind, advice = _CODES.get(code) or _STATUSES.get(status) or _by_class(status)
-    if code == "AuthenticationFailed" and (skew := _clock_skew(headers)) is not None:
-        kind, advice = ConfigurationError, f"this machine's clock is {skew} from the store's: set it"
-    return kind(
-        f"{operation}: {advice} (Azure says {code or status}{': ' + said if said else ''})",
-        bucket=bucket,
-        key=key,
-        request_id=headers.get("x-ms-request-id"),
-    )
+class AzureErrors(ErrorTable):
+    """The errors of Azure Blob Storage and azure-core."""
+
+    service = "Azure"
+    codes = _CODES
+    statuses = _STATUSES
+    causes = _CAUSES
+    exceptions = _EXCEPTIONS
+    permissions = _PERMISSIONS
+
+    def refusal_of(self, error: BaseException) -> Refusal | None:
+        response: Any = error.response if isinstance(error, sdk.HttpResponseError) else None
+        if response is None or (
+            # the response of the service that hands out tokens
+            isinstance(error, sdk.ClientAuthenticationError) and "x-ms-error-code" not in response.headers
+        ):
+            return None
+        said = "" if response.status_code in (401, 403) else _message(response)
+        return refusal_by_headers(response.status_code, response.headers, said)
+
+    def verdict_on(self, operation: str, refusal: Refusal) -> Verdict:
+        skew = _clock_skew(refusal.headers) if refusal.code == "AuthenticationFailed" else None
+        if skew is not None:
+            return Verdict(ConfigurationError, f"this machine's clock is {skew} from the store's: set it")
+        return super().verdict_on(operation, refusal)
+
+    def verdict_on_exception(self, error: BaseException, found: list[BaseException]) -> Verdict:
+        # EAI_AGAIN may be a name server that does not answer
+        if any(isinstance(one, socket.gaierror) and one.errno != socket.EAI_AGAIN for one in found):
+            return _NO_SUCH_HOST
+        if isinstance(error, sdk.ClientAuthenticationError):
+            status = getattr(error.response, "status_code", 0)
+            if status == 429 or status >= 500:
+                return _TOKEN_SERVICE_FAILED
+            # one of azure-identity's own is of a credential that was chosen, and is not there at present
+            chosen = type(error) is not sdk.ClientAuthenticationError or token_provider_is_configured()
+            if status == 0 and chosen:
+                return _UNOBTAINABLE
+        return super().verdict_on_exception(error, found)
 
 
-def _from_answer(
-    error: sdk.HttpResponseError, operation: str, bucket: str, key: str | None
-) -> CloudCheckpointError:
-    response: Any = error.response
-    if response is None or (
-        # the answer of the service that hands out tokens
-        isinstance(error, sdk.ClientAuthenticationError) and "x-ms-error-code" not in response.headers
-    ):
-        return _from_exception(error, operation, bucket, key)
-    said = "" if response.status_code in (401, 403) else _message(response)
-    return refusal(operation, bucket, key, response.status_code, response.headers, said=said)
+def refusal_by_headers(status: int, headers: Mapping[str, str], said: str = "") -> Refusal:
+    """A response that is no success; Azure's headers have the code."""
+    return Refusal(status, headers.get("x-ms-error-code", ""), said, headers.get("x-ms-request-id"), headers)
 
 
 def _message(response: Any) -> str:
@@ -226,51 +251,10 @@ def _message(response: Any) -> str:
     return (found or "").partition("\n")[0]
 
 
-def _by_class(status: int) -> tuple[_Kind, str]:
-    if status >= 500:
-        return TransientError, "the store had an internal error"
-    return ConfigurationError, "the store refused the request"
-
-
 def _clock_skew(headers: Mapping[str, str]) -> str | None:
     """How far this machine's clock is from the service's, if that is why it refuses a signature."""
-    try:
-        there = parsedate_to_datetime(headers.get("Date", ""))
-    except ValueError:
-        return None
-    if there.tzinfo is None:
+    there = parse_date(headers.get("Date", ""))
+    if there is None:
         return None
     skew = datetime.now(timezone.utc) - there
     return f"{skew.total_seconds() / 60:+.0f} minutes" if abs(skew) > _SKEW else None
-
-
-def _from_exception(
-    error: BaseException, operation: str, bucket: str, key: str | None
-) -> CloudCheckpointError:
-    causes = list(_causes(error))
-    for cause in causes:
-        # EAI_AGAIN may be a name server that does not answer
-        if isinstance(cause, socket.gaierror) and cause.errno != socket.EAI_AGAIN:
-            advice = "no such host: correct the name of the storage account"
-            return ConfigurationError(f"{operation}: {advice} ({error})", bucket=bucket, key=key)
-        for wanted, kind, advice in _CAUSES:
-            if isinstance(cause, wanted):
-                return kind(f"{operation}: {advice} ({error})", bucket=bucket, key=key)
-    for kinds, kind, advice in _EXCEPTIONS:
-        if isinstance(error, kinds):
-            return kind(f"{operation}: {advice} ({error})", bucket=bucket, key=key)
-    return ConfigurationError(f"{operation}: the SDK failed ({error})", bucket=bucket, key=key)
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """``error`` and what it wraps: by chaining, as an argument, or as azure-core's ``inner_exception``."""
-    seen: list[BaseException] = []
-    waiting = [error]
-    while waiting:
-        one = waiting.pop()
-        if any(one is other for other in seen):
-            continue
-        seen.append(one)
-        yield one
-        inner = (one.__cause__, one.__context__, getattr(one, "inner_exception", None), *one.args)
-        waiting += [other for other in inner if isinstance(other, BaseException)]

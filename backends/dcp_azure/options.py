@@ -10,18 +10,20 @@ from typing import Literal
 
 from azure.core.credentials import TokenCredential
 
+from dcp_core.config import BucketKeywords, BucketOptions, LoadKeywords, SaveKeywords
 from dcp_core.errors import ConfigurationError
 
-__all__ = ["AzureOptions"]
+__all__ = ["AzureLoadKeywords", "AzureOptions", "AzureSaveKeywords"]
 
 
 @dataclass(frozen=True)
-class AzureOptions:
+class AzureOptions(BucketOptions):
     """How to reach a container and how to store objects in it.
 
     What is left out comes from the variables of Azure's command line (``AZURE_STORAGE_CONNECTION_STRING``;
-    ``AZURE_STORAGE_ACCOUNT`` with ``AZURE_STORAGE_KEY`` or ``AZURE_STORAGE_SAS_TOKEN``), and the credentials
-    from there or from ``DefaultAzureCredential``. Variables count for the account they belong to only.
+    ``AZURE_STORAGE_ACCOUNT`` or ``AZURE_STORAGE_SERVICE_ENDPOINT`` with ``AZURE_STORAGE_KEY`` or
+    ``AZURE_STORAGE_SAS_TOKEN``, unless ``AZURE_STORAGE_AUTH_MODE`` is ``login``), and the credentials from
+    there or from ``DefaultAzureCredential``. Variables count for the account they belong to only.
 
     Attributes:
         account: name of the storage account, in Azure's public cloud unless ``account_url`` says otherwise.
@@ -37,10 +39,6 @@ class AzureOptions:
         tags: blob index tags.
         transactional_checksum: what is sent with every part for Azure to check. ``crc64`` costs 0.07 CPU
             seconds a GiB, ``md5`` 1.3; ``None`` sends none and leaves damage to be found by loads.
-        connect_timeout: seconds to wait for a connection.
-        stall_timeout: seconds without a byte moved after which a request is cut and tried again.
-        ca_bundle: file of certificate authorities; ``None`` is the SDK's choice.
-        verify_tls: ``False`` accepts any certificate, for tests.
     """
 
     account: str | None = None
@@ -55,12 +53,9 @@ class AzureOptions:
     encryption_scope: str | None = None
     tags: Mapping[str, str] | None = None
     transactional_checksum: Literal["crc64", "md5"] | None = "crc64"
-    connect_timeout: float = 10.0
-    stall_timeout: float = 30.0
-    ca_bundle: str | None = None
-    verify_tls: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._check_credentials()
         if self.account_url is not None and "?" in self.account_url:
             raise ConfigurationError("account_url has a query: pass a SAS as sas_token")
@@ -77,8 +72,6 @@ class AzureOptions:
             raise ConfigurationError(
                 f"transactional_checksum must be crc64, md5 or None, got {self.transactional_checksum!r}"
             )
-        if self.connect_timeout <= 0 or self.stall_timeout <= 0:
-            raise ConfigurationError("connect_timeout and stall_timeout must be positive")
 
     def _check_credentials(self) -> None:
         given = {
@@ -101,3 +94,26 @@ def _decoded(text: str) -> bytes:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         return b""
+
+
+class _AzureKeywords(BucketKeywords, total=False):
+    account: str | None
+    account_url: str | None
+    connection_string: str | None
+    account_key: str | None
+    sas_token: str | None
+    credential: TokenCredential | None
+    anonymous: bool
+    access_tier: Literal["Hot", "Cool", "Cold", "Premium"] | None
+    encryption_key: str | None
+    encryption_scope: str | None
+    tags: Mapping[str, str] | None
+    transactional_checksum: Literal["crc64", "md5"] | None
+
+
+class AzureSaveKeywords(SaveKeywords, _AzureKeywords, total=False):
+    """Options of ``AzureStorageWriter``."""
+
+
+class AzureLoadKeywords(LoadKeywords, _AzureKeywords, total=False):
+    """Options of ``AzureStorageReader``."""

@@ -6,8 +6,9 @@ import re
 from typing import Any
 
 from dcp_core.errors import InvalidLocationError
-from dcp_core.location import Location
-from dcp_core.store import ObjectStore
+from dcp_core.seam.backend import Backend
+from dcp_core.seam.location import Location
+from dcp_core.seam.store import ObjectStore
 from dcp_gcs.options import GCSOptions
 from dcp_gcs.store import GCSStore
 
@@ -18,13 +19,12 @@ __all__ = ["GCSBackend"]
 _BUCKET = re.compile(r"(?=.{3,222}$)[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?")
 _LONGEST_LABEL = 63
 _IP_ADDRESS = re.compile(r"\d{1,3}(?:\.\d{1,3}){3}")
-#: An object's name has at most 1,024 bytes; the longest name of ours takes 56 of them.
-#: https://docs.cloud.google.com/storage/docs/objects#naming
-_LONGEST_PREFIX = 960
+#: Bytes: https://docs.cloud.google.com/storage/docs/objects#naming
+_LONGEST_KEY = 1024
 _RESERVED_PREFIX = ".well-known/acme-challenge/"
 
 
-class GCSBackend:
+class GCSBackend(Backend):
     """Google Cloud Storage."""
 
     options_type: type[Any] = GCSOptions
@@ -41,11 +41,7 @@ class GCSBackend:
                 f"{location.bucket!r} in {url!r} is not a bucket name of Google Cloud Storage: 3 to 63 "
                 "lower-case letters, digits, '-', '_' and '.' (each label of a dotted name up to 63)"
             )
-        if len(location.prefix.encode()) > _LONGEST_PREFIX:
-            raise InvalidLocationError(
-                f"the prefix has {len(location.prefix.encode())} bytes; at most {_LONGEST_PREFIX} leave room "
-                "for object names within Google's 1,024 bytes a name"
-            )
+        location.check_prefix("Google Cloud Storage", _LONGEST_KEY)
         if f"{location.prefix}/".startswith(_RESERVED_PREFIX):
             raise InvalidLocationError(f"{url!r}: Google reserves object names under {_RESERVED_PREFIX}")
         return location

@@ -13,27 +13,47 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from xml.etree import ElementTree
 
-from dcp_core.store import Part
+from google.api_core.datetime_helpers import from_rfc3339
 
-__all__ = ["BOUNDARY", "BatchAnswer", "batch_answers", "batch_body", "completion", "error_details", "text_of"]
+from dcp_core.seam.store import Part
+
+__all__ = [
+    "BOUNDARY",
+    "BatchResponse",
+    "batch_responses",
+    "batch_body",
+    "completion",
+    "error_details",
+    "texts_of",
+    "time_of",
+]
 
 BOUNDARY = "dcp-cloud-batch"
 
 
 @dataclass(frozen=True)
-class BatchAnswer:
-    """The answer to request ``number`` of a batch."""
+class BatchResponse:
+    """The response to request ``number`` of a batch."""
 
     number: int
     status: int
     body: bytes
 
 
-def text_of(root: ElementTree.Element, name: str) -> str:
-    """Text of the child ``name``; empty if there is none."""
-    return root.findtext(f"{{*}}{name}") or ""
+def texts_of(root: ElementTree.Element) -> dict[str, str]:
+    """Texts of the children, by name."""
+    return {child.tag.rpartition("}")[2]: child.text or "" for child in root}
+
+
+def time_of(text: str | None) -> datetime | None:
+    """A time of either API; ``None`` for what is none."""
+    try:
+        return None if text is None else from_rfc3339(text)
+    except ValueError:
+        return None
 
 
 def completion(parts: Sequence[Part]) -> bytes:
@@ -56,8 +76,9 @@ def error_details(body: bytes) -> tuple[str, str]:
         root = ElementTree.fromstring(body)
     except (ValueError, LookupError, TypeError, AttributeError, ElementTree.ParseError):
         return "", ""
-    said = (text_of(root, "Message"), text_of(root, "Details"))
-    return text_of(root, "Code"), " ".join(filter(None, said))
+    found = texts_of(root)
+    said = (found.get("Message"), found.get("Details"))
+    return found.get("Code", ""), " ".join(filter(None, said))
 
 
 def batch_body(paths: Iterable[str]) -> bytes:
@@ -76,19 +97,19 @@ def batch_body(paths: Iterable[str]) -> bytes:
     return "\r\n".join([*lines, f"--{BOUNDARY}--", ""]).encode()
 
 
-def batch_answers(content_type: str, body: bytes) -> list[BatchAnswer]:
-    """The answers within the answer to a batch; empty if it is no such answer."""
+def batch_responses(content_type: str, body: bytes) -> list[BatchResponse]:
+    """The responses within the response to a batch; empty if it is no such response."""
     parsed = email.parser.BytesParser().parsebytes(
         b"Content-Type: " + content_type.encode() + b"\r\n\r\n" + body
     )
     parts = [part for part in parsed.walk() if part.get_content_type() == "application/http"]
-    return [found for found in map(_batch_answer, parts) if found is not None]
+    return [found for found in map(_batch_response, parts) if found is not None]
 
 
-def _batch_answer(part: email.message.Message) -> BatchAnswer | None:
+def _batch_response(part: email.message.Message) -> BatchResponse | None:
     payload = part.get_payload(decode=True)
     assert isinstance(payload, bytes)
     head, _, content = payload.replace(b"\r\n", b"\n").lstrip().partition(b"\n\n")
     number = re.search(r"\+(\d+)>?$", str(part["Content-ID"]))
     status = re.match(rb"HTTP/\S+ (\d{3})", head)
-    return BatchAnswer(int(number[1]), int(status[1]), content) if number and status else None
+    return BatchResponse(int(number[1]), int(status[1]), content) if number and status else None

@@ -7,235 +7,205 @@ the JSON API, everything else through the XML API.
 
 from __future__ import annotations
 
-import http.client
-import ssl
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+from collections.abc import Mapping
 
 import google.auth.exceptions as auth
 import requests.exceptions as sdk
 import urllib3.exceptions
 
-from dcp_core.errors import (
-    BucketNotFoundError,
-    CheckpointCorruptError,
-    CloudCheckpointError,
-    ConfigurationError,
-    ConflictError,
-    CredentialsError,
-    ObjectNotFoundError,
-    PermissionDeniedError,
-    ThrottledError,
-    TransientError,
-    UnsupportedError,
-)
+from dcp_core.errors import ConfigurationError, CredentialsError, PermissionDeniedError, TransientError
+from dcp_core.transport import verdicts
+from dcp_core.transport.error_table import ErrorTable, ExceptionVerdicts, Refusal
+from dcp_core.transport.verdicts import Verdict
 from dcp_gcs.documents import error_details
 
-__all__ = ["error_of_answer", "mapped"]
+__all__ = ["GCSErrors"]
 
-_Kind = type[CloudCheckpointError]
-
-_NO_BUCKET = (BucketNotFoundError, "the bucket does not exist: create it or correct the URL")
-_CHANGED = (ConflictError, "another writer changed the object first")
-_DAMAGED = (TransientError, "the bytes changed on their way to the store")
-_SLOW_DOWN = (ThrottledError, "the store asks for fewer requests")
-_FORBIDDEN = (PermissionDeniedError, "the credentials may not do this: grant a role with this permission")
-_NO_TOKEN = (
+_FORBIDDEN = Verdict(PermissionDeniedError, "the credentials may not do this: grant a role", denied=True)
+_NO_TOKEN = Verdict(
     PermissionDeniedError,
     "the store does not accept the access token, or wants one: renew the credentials, or set this machine's "
     "clock if it is wrong",
+    renew=True,
 )
-_WANTS_PROJECT = (ConfigurationError, "the bucket is requester-pays: set user_project=")
-_KMS = (ConfigurationError, "the Cloud KMS key cannot be used: correct kms_key_name, the key or its location")
-_LACKS = (
-    UnsupportedError,
-    "the store lacks a feature that this request uses. If an emulator lacks conditional writes, set "
-    "conditional_commit=False (the last of two concurrent saves then wins)",
+_WANTS_PROJECT = Verdict(ConfigurationError, "the bucket is requester-pays: set user_project=")
+_KMS = Verdict(
+    ConfigurationError, "the Cloud KMS key cannot be used: correct kms_key_name, the key or its location"
 )
-_INTERNAL = (TransientError, "the store had an internal error")
+_HELD = Verdict(PermissionDeniedError, "the object is under a hold and cannot be changed or deleted")
+_RETAINED = Verdict(PermissionDeniedError, "the retention policy forbids to change or delete the object yet")
 
-#: Code or reason → (our error, what to do).
-_CODES: dict[str, tuple[_Kind, str]] = {
-    # the XML API
-    "NoSuchBucket": _NO_BUCKET,
-    "InvalidBucketName": (BucketNotFoundError, "this is not a valid bucket name: correct the URL"),
-    "NoSuchKey": (ObjectNotFoundError, "the object does not exist"),
-    "NoSuchUpload": (ObjectNotFoundError, "the multipart upload does not exist: finished or aborted"),
-    "PreconditionFailed": _CHANGED,
+#: Codes of the XML API and reasons of the JSON API.
+_CODES: Mapping[str, Verdict] = {
+    "NoSuchBucket": verdicts.NO_BUCKET,
+    "InvalidBucketName": verdicts.BAD_BUCKET_NAME,
+    "NoSuchKey": verdicts.GONE,
+    "NoSuchUpload": verdicts.UPLOAD_GONE,
+    "PreconditionFailed": verdicts.CHANGED,
     "AccessDenied": _FORBIDDEN,
     "AuthenticationRequired": _NO_TOKEN,
     "ExpiredToken": _NO_TOKEN,
     "InvalidSecurity": _NO_TOKEN,
-    "RequestTimeTooSkewed": (ConfigurationError, "this machine's clock is wrong by minutes: set it"),
-    "AccountProblem": (PermissionDeniedError, "the project's account has a problem: see its billing"),
-    "UserAccountProblem": (PermissionDeniedError, "the account of the caller has a problem"),
+    "RequestTimeTooSkewed": verdicts.WRONG_CLOCK,
+    "AccountProblem": Verdict(PermissionDeniedError, "the project's account has a problem: see its billing"),
+    "UserAccountProblem": Verdict(PermissionDeniedError, "the account of the caller has a problem"),
     "UserProjectMissing": _WANTS_PROJECT,
-    "UserProjectInvalid": (ConfigurationError, "user_project does not name a project"),
-    "UserProjectAccessDenied": (PermissionDeniedError, "the credentials may not bill user_project"),
-    "UserProjectAccountProblem": (ConfigurationError, "user_project has no working billing account"),
+    "UserProjectInvalid": Verdict(ConfigurationError, "user_project does not name a project"),
+    "UserProjectAccessDenied": Verdict(PermissionDeniedError, "the credentials may not bill user_project"),
+    "UserProjectAccountProblem": Verdict(ConfigurationError, "user_project has no working billing account"),
     "CloudKmsBadKey": _KMS,
     "CloudKmsDisabledKey": _KMS,
     "CloudKmsEncryptionKeyNotFound": _KMS,
     "CloudKmsDecryptionKeyNotFound": _KMS,
     "CloudKmsKeyLocationNotAllowed": _KMS,
-    "InvalidStorageClass": (ConfigurationError, "storage_class is none that the store has"),
-    "BadDigest": _DAMAGED,
-    "CrcMismatch": _DAMAGED,
-    "IncompleteBody": (TransientError, "the store received too few bytes"),
-    "InvalidPart": (TransientError, "the store lost a part"),
-    "InvalidRange": (CheckpointCorruptError, "the object ends before the range that the record names"),
-    "EntityTooLarge": (UnsupportedError, "the object or part is larger than the store allows"),
-    "EntityTooSmall": (ConfigurationError, "parts are smaller than the store allows: raise part_size"),
-    "KeyTooLong": (ConfigurationError, "the object's name is longer than the store allows: shorten the URL"),
-    "MethodNotAllowed": (UnsupportedError, "the store does not allow this operation"),
-    "NotImplemented": _LACKS,
-    "ObjectUnderActiveHold": (PermissionDeniedError, "the object is under a hold and cannot be changed"),
-    "RetentionPolicyNotMet": (PermissionDeniedError, "the retention policy forbids to change the object yet"),
-    "RequestTimeout": (TransientError, "the store waited too long for bytes"),
-    "SlowDown": _SLOW_DOWN,
-    "ServiceUnavailable": (ThrottledError, "the store is overloaded"),
-    "InternalError": _INTERNAL,
+    "InvalidStorageClass": Verdict(ConfigurationError, "unknown storage class: correct storage_class="),
+    "BadDigest": verdicts.DAMAGED,
+    "CrcMismatch": verdicts.DAMAGED,
+    "IncompleteBody": verdicts.TOO_FEW_BYTES,
+    "InvalidPart": verdicts.PART_LOST,
+    "InvalidRange": verdicts.OUT_OF_RANGE,
+    "EntityTooLarge": verdicts.TOO_LARGE,
+    "EntityTooSmall": verdicts.TOO_SMALL,
+    "KeyTooLong": Verdict(
+        ConfigurationError, "the object's name is longer than the store allows: shorten the URL"
+    ),
+    "MethodNotAllowed": verdicts.NOT_ALLOWED,
+    "NotImplemented": verdicts.NO_CONDITIONS,
+    "ObjectUnderActiveHold": _HELD,
+    "RetentionPolicyNotMet": _RETAINED,
+    "RequestTimeout": verdicts.WAITED,
+    "SlowDown": verdicts.SLOW_DOWN,
+    "ServiceUnavailable": verdicts.OVERLOADED,
+    "InternalError": verdicts.INTERNAL,
     # the JSON API; of the requests sent there only those about the bucket itself can end in "notFound"
-    "notFound": _NO_BUCKET,
-    "conditionNotMet": _CHANGED,
+    "notFound": verdicts.NO_BUCKET,
+    "conditionNotMet": verdicts.CHANGED,
     "forbidden": _FORBIDDEN,
     "insufficientPermissions": _FORBIDDEN,
     "required": _NO_TOKEN,
     "authError": _NO_TOKEN,
     "userProjectMissing": _WANTS_PROJECT,
-    "objectUnderActiveHold": (PermissionDeniedError, "the object is under a hold and cannot be deleted"),
-    "retentionPolicyNotMet": (PermissionDeniedError, "the retention policy forbids to delete the object yet"),
-    "rateLimitExceeded": _SLOW_DOWN,
-    "userRateLimitExceeded": _SLOW_DOWN,
-    "backendError": _INTERNAL,
-    "internalError": _INTERNAL,
+    "objectUnderActiveHold": _HELD,
+    "retentionPolicyNotMet": _RETAINED,
+    "rateLimitExceeded": verdicts.SLOW_DOWN,
+    "userRateLimitExceeded": verdicts.SLOW_DOWN,
+    "backendError": verdicts.INTERNAL,
+    "internalError": verdicts.INTERNAL,
 }
 
-#: HTTP status → (our error, what to do), for codes that are not listed and answers without a body.
-_STATUSES: dict[int, tuple[_Kind, str]] = {
+_STATUSES: Mapping[int, Verdict] = {
     401: _NO_TOKEN,
     403: _FORBIDDEN,
-    404: (ObjectNotFoundError, "the object does not exist"),
-    405: (UnsupportedError, "the store does not allow this operation"),
-    408: (TransientError, "the store waited too long for bytes"),
-    409: (TransientError, "another operation on this name was under way"),
-    412: _CHANGED,
-    416: (CheckpointCorruptError, "the object ends before the range that the record names"),
-    429: _SLOW_DOWN,
-    501: _LACKS,
-    503: (ThrottledError, "the store is overloaded"),
+    409: Verdict(TransientError, "another operation on this name was under way"),
 }
 
-#: Requests about a bucket alone: their 404 is the bucket's. JSON has one code, ``notFound``, for both.
-_OF_BUCKETS = {"ListObjects"}
+_TOKEN_SERVER_FAILED = Verdict(TransientError, "the token server failed")
 
-_NO_CREDENTIALS = (
-    "no usable credentials: log in with `gcloud auth application-default login`, set "
-    "GOOGLE_APPLICATION_CREDENTIALS or credentials_file=, or pass anonymous=True for a public bucket"
+_NO_ACCESS_TOKEN = Verdict(
+    CredentialsError,
+    "no access token could be obtained: log in again, replace the key, or set this machine's clock",
 )
 
-#: Exceptions raised before or instead of an answer, most specific first.
-_EXCEPTIONS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], _Kind, str], ...] = (
-    (auth.MutualTLSChannelError, ConfigurationError, "the client certificate cannot be used"),
+_EXCEPTIONS: ExceptionVerdicts = (
     (
-        auth.RefreshError,
-        CredentialsError,
-        "no access token could be obtained: log in again, replace the key, or set this machine's clock",
+        auth.MutualTLSChannelError,
+        Verdict(ConfigurationError, "the client certificate cannot be used"),
     ),
-    (auth.TransportError, TransientError, "the token server could not be reached"),
-    (auth.GoogleAuthError, CredentialsError, _NO_CREDENTIALS),
+    (auth.RefreshError, _NO_ACCESS_TOKEN._replace(renew=True)),
+    (auth.TransportError, Verdict(TransientError, "the token server could not be reached")),
+    (
+        auth.GoogleAuthError,
+        Verdict(
+            CredentialsError,
+            "no usable credentials: log in with `gcloud auth application-default login`, set "
+            "GOOGLE_APPLICATION_CREDENTIALS or credentials_file=, or pass anonymous=True for a public bucket",
+        ),
+    ),
     (
         (sdk.InvalidURL, sdk.MissingSchema, sdk.InvalidSchema),
-        ConfigurationError,
-        "the endpoint is no URL: endpoint_url and STORAGE_EMULATOR_HOST start with http:// or https://",
+        Verdict(
+            ConfigurationError,
+            "the endpoint is no URL: endpoint_url and STORAGE_EMULATOR_HOST start with http:// or https://",
+        ),
     ),
+    (sdk.SSLError, verdicts.TLS_FAILED),
+    (sdk.ConnectTimeout, verdicts.UNREACHABLE),
+    ((sdk.ReadTimeout, urllib3.exceptions.TimeoutError), verdicts.STALLED),
     (
-        ssl.SSLCertVerificationError,
-        ConfigurationError,
-        "the endpoint's certificate is not trusted: set ca_bundle=, or correct the endpoint",
+        sdk.ConnectionError,
+        Verdict(TransientError, "the connection broke or could not be made"),
     ),
-    (sdk.SSLError, TransientError, "the TLS connection failed"),
-    (sdk.ConnectTimeout, TransientError, "the endpoint could not be reached"),
-    (sdk.ReadTimeout, TransientError, "no byte moved within stall_timeout"),
-    (sdk.ConnectionError, TransientError, "the connection broke or could not be made"),
-    (sdk.RequestException, TransientError, "the answer ended early"),
-    (urllib3.exceptions.TimeoutError, TransientError, "no byte moved within stall_timeout"),
-    (urllib3.exceptions.HTTPError, TransientError, "the connection broke"),
-    (http.client.HTTPException, TransientError, "the connection broke"),
-    (TimeoutError, TransientError, "no byte moved within stall_timeout"),
-    (OSError, TransientError, "the connection broke"),
+    (sdk.RequestException, verdicts.ENDED_EARLY),
+    (urllib3.exceptions.HTTPError, verdicts.BROKEN),
 )
 
 
-@contextmanager
-def mapped(operation: str, bucket: str, key: str | None = None) -> Iterator[None]:
-    """Turn the errors of one request into ours, chained to the original."""
-    try:
-        yield
-    except sdk.HTTPError as error:
-        answer = error.response
-        assert answer is not None, "raised by the session, which always has an answer"
-        raise error_of_answer(
-            operation,
-            answer.status_code,
-            answer.content,
-            bucket=bucket,
-            key=key,
-            request_id=answer.headers.get("x-guploader-uploadid"),
-        ) from error
-    except CloudCheckpointError:
-        raise
-    except (
-        auth.GoogleAuthError,
-        urllib3.exceptions.HTTPError,
-        http.client.HTTPException,
-        OSError,
-    ) as error:
-        raise _from_exception(error, operation, bucket, key) from error
+#: https://docs.cloud.google.com/storage/docs/access-control/iam-permissions
+_PERMISSIONS: Mapping[str, str] = {
+    # without the permission to list, Google answers 403 rather than 404
+    "HeadObject": "storage.objects.get, or with storage.objects.list if the object does not exist",
+    "GetObject": "storage.objects.get, or with storage.objects.list if the object does not exist",
+    "PutObject": "storage.objects.create, and storage.objects.delete to replace an object",
+    "CreateMultipartUpload": "storage.multipartUploads.create and storage.objects.create",
+    "UploadPart": "storage.multipartUploads.create and storage.objects.create",
+    "CompleteMultipartUpload": "storage.multipartUploads.create and storage.objects.create",
+    "AbortMultipartUpload": "storage.multipartUploads.abort",
+    "ListObjects": "storage.objects.list",
+    "ListMultipartUploads": "storage.multipartUploads.list",
+    "DeleteObjects": "storage.objects.delete",
+}
+#: Where google-auth is told to find a metadata server, besides the machines that it knows to have one.
+_METADATA_SERVER = ("GCE_METADATA_HOST", "GCE_METADATA_ROOT", "GCE_METADATA_IP")
 
 
-def error_of_answer(
-    operation: str,
-    status: int,
-    body: bytes,
-    *,
-    bucket: str,
-    key: str | None = None,
-    request_id: str | None = None,
-) -> CloudCheckpointError:
-    """The error that an answer of ``status`` with ``body`` stands for."""
-    code, said = error_details(body)
-    kind, advice = _CODES.get(code) or _STATUSES.get(status) or _by_class(status)
-    if status == 404 and operation in _OF_BUCKETS:
-        kind, advice = _NO_BUCKET
-    return kind(
-        f"{operation}: {advice} (Google says {code or status}{': ' + said if said and said != code else ''})",
-        bucket=bucket,
-        key=key,
-        request_id=request_id,
-    )
+class GCSErrors(ErrorTable):
+    """The errors of Google Cloud Storage, google-auth and requests."""
+
+    service = "Google"
+    codes = _CODES
+    statuses = _STATUSES
+    exceptions = _EXCEPTIONS
+    permissions = _PERMISSIONS
+
+    def refusal_of(self, error: BaseException) -> Refusal | None:
+        if not isinstance(error, sdk.HTTPError):
+            return None
+        response = error.response
+        assert response is not None, "raised by the session, which always has a response"
+        code, said = error_details(response.content)
+        headers = response.headers
+        return Refusal(response.status_code, code, said, headers.get("x-guploader-uploadid"), headers)
+
+    def verdict_on(self, operation: str, refusal: Refusal) -> Verdict:
+        # a request about the bucket alone; the JSON API has one code for missing buckets and objects
+        if refusal.status == 404 and operation == "ListObjects":
+            return verdicts.NO_BUCKET
+        return super().verdict_on(operation, refusal)
+
+    def verdict_on_exception(self, error: BaseException, found: list[BaseException]) -> Verdict:
+        if isinstance(error, auth.GoogleAuthError) and (error.retryable or _may_pass(error, found)):
+            return _TOKEN_SERVER_FAILED
+        if isinstance(error, auth.RefreshError) and _is_definite(error):
+            return _NO_ACCESS_TOKEN
+        # requests has no type of its own for a send that timed out
+        if type(error) is sdk.ConnectionError and any(isinstance(one, TimeoutError) for one in found):
+            return verdicts.STALLED
+        return super().verdict_on_exception(error, found)
 
 
-def _by_class(status: int) -> tuple[_Kind, str]:
-    return _INTERNAL if status >= 500 else (ConfigurationError, "the store refused the request")
+def _may_pass(error: auth.GoogleAuthError, found: list[BaseException]) -> bool:
+    """Whether the metadata server failed, rather than that there is none or that it has no credentials."""
+    if isinstance(error, auth.DefaultCredentialsError):
+        return any(os.environ.get(name) for name in _METADATA_SERVER)
+    if not isinstance(error, auth.RefreshError):
+        return False
+    failed = next((one for one in found if isinstance(one, auth.TransportError)), None)
+    # a definite answer comes with the response
+    statuses = [getattr(one, "status", 0) for one in failed.args[1:]] if failed is not None else []
+    return failed is not None and not any(400 <= status < 500 and status != 429 for status in statuses)
 
 
-def _root(error: BaseException) -> BaseException:
-    """What ``error`` was raised for in the first place; not what the caller is handling meanwhile."""
-    while error.__context__ is not None and not isinstance(error.__context__, CloudCheckpointError):
-        error = error.__context__
-    return error
-
-
-def _from_exception(error: Exception, operation: str, bucket: str, key: str | None) -> CloudCheckpointError:
-    if isinstance(error, auth.GoogleAuthError) and error.retryable:
-        return TransientError(f"{operation}: the token server failed ({error})", bucket=bucket, key=key)
-    root = _root(error)
-    # requests has no types of its own for a certificate that is not trusted and a send that timed out
-    untrusted = isinstance(root, ssl.SSLCertVerificationError)
-    stalled = type(error) is sdk.ConnectionError and isinstance(root, TimeoutError)
-    known = root if untrusted or stalled else error
-    for kinds, kind, advice in _EXCEPTIONS:
-        if isinstance(known, kinds):
-            return kind(f"{operation}: {advice} ({error})", bucket=bucket, key=key)
-    return ConfigurationError(f"{operation}: the SDK failed ({error})", bucket=bucket, key=key)
+def _is_definite(error: BaseException) -> bool:
+    """Whether a token server said that it takes these credentials for none: RFC 6749, section 5.2."""
+    return any(isinstance(one, Mapping) and "error" in one for one in error.args)

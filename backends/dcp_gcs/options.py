@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+from dcp_core.config import BucketKeywords, BucketOptions, LoadKeywords, SaveKeywords
 from dcp_core.errors import ConfigurationError
 
-__all__ = ["GCSOptions"]
+__all__ = ["GCSLoadKeywords", "GCSOptions", "GCSSaveKeywords"]
 
 #: https://docs.cloud.google.com/kms/docs/getting-resource-ids
 _KMS_KEY = re.compile(r"projects/[^/]+/locations/[^/]+/keyRings/[^/]+/cryptoKeys/[^/]+")
@@ -17,7 +18,7 @@ _HEADER_VALUE = re.compile(r"[!-~]+")
 
 
 @dataclass(frozen=True)
-class GCSOptions:
+class GCSOptions(BucketOptions):
     """How to reach a bucket and how to store objects in it.
 
     What is left out comes from where Google's SDK looks: Application Default Credentials
@@ -33,10 +34,6 @@ class GCSOptions:
         kms_key_name: Cloud KMS key that encrypts every object, ``projects/…/cryptoKeys/…``; the bucket's own
             if ``None``.
         storage_class: such as ``NEARLINE``; the bucket's own if ``None``.
-        connect_timeout: seconds to wait for a connection.
-        stall_timeout: seconds without a byte moved after which a request is cut and tried again.
-        ca_bundle: file of certificate authorities; ``None`` is the SDK's choice.
-        verify_tls: ``False`` accepts any certificate, for tests.
     """
 
     endpoint_url: str | None = None
@@ -46,12 +43,9 @@ class GCSOptions:
     user_project: str | None = None
     kms_key_name: str | None = None
     storage_class: str | None = None
-    connect_timeout: float = 10.0
-    stall_timeout: float = 30.0
-    ca_bundle: str | None = None
-    verify_tls: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if sum((self.credentials_file is not None, self.access_token is not None, self.anonymous)) > 1:
             raise ConfigurationError("of credentials_file, access_token and anonymous only one can be given")
         if self.kms_key_name is not None and not _KMS_KEY.fullmatch(self.kms_key_name):
@@ -70,5 +64,21 @@ class GCSOptions:
                 raise ConfigurationError(
                     f"{name} is empty, or has white space or other characters than ASCII's"
                 )
-        if self.connect_timeout <= 0 or self.stall_timeout <= 0:
-            raise ConfigurationError("connect_timeout and stall_timeout must be positive")
+
+
+class _GCSKeywords(BucketKeywords, total=False):
+    endpoint_url: str | None
+    credentials_file: str | None
+    access_token: str | None
+    anonymous: bool
+    user_project: str | None
+    kms_key_name: str | None
+    storage_class: str | None
+
+
+class GCSSaveKeywords(SaveKeywords, _GCSKeywords, total=False):
+    """Options of ``GCSStorageWriter``."""
+
+
+class GCSLoadKeywords(LoadKeywords, _GCSKeywords, total=False):
+    """Options of ``GCSStorageReader``."""

@@ -1,4 +1,4 @@
-"""The SDK's authorised session, set up for requests of ours.
+"""The SDK's authorised session, set up for this backend's requests.
 
 google-cloud-storage finds the credentials and the endpoint, and its ``AuthorizedSession`` (requests and
 urllib3) adds and renews the tokens. Requests repeat nothing: the core does. The one exception is a 401 to a
@@ -8,6 +8,7 @@ token that can be renewed: the store has refused the request before it looked at
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from typing import Any
 
@@ -19,11 +20,13 @@ from google.auth.exceptions import GoogleAuthError
 from google.auth.transport.requests import AuthorizedSession
 from google.cloud import storage
 from google.oauth2.credentials import Credentials as UserCredentials
-from urllib3.util.ssl_ import create_urllib3_context
+from requests.adapters import HTTPAdapter
 
 from dcp_core.errors import CredentialsError
-from dcp_core.store import Body
-from dcp_core.store_http import tuned_pools
+from dcp_core.seam.body import Body, BodyReader
+from dcp_core.transport.cloud_store import only_given
+from dcp_core.transport.pools import tune_pools, tuned_adapter
+from dcp_gcs.google_private import credentials_of
 from dcp_gcs.options import GCSOptions
 
 __all__ = ["Session"]
@@ -42,19 +45,27 @@ class Session:
     """
 
     def __init__(self, options: GCSOptions, *, concurrency: int) -> None:
-        # project=None: what is done here needs no project, and finding one may ask the metadata server
         client = storage.Client(
+            # what is done here needs no project, and finding one may ask the metadata server
             project=None,
             credentials=_explicit_credentials(options),
-            client_options={"api_endpoint": options.endpoint_url} if options.endpoint_url else None,
+            client_options=only_given(
+                {
+                    "api_endpoint": options.endpoint_url,
+                    # the SDK's other clients read it, this one does not
+                    "universe_domain": os.environ.get("GOOGLE_CLOUD_UNIVERSE_DOMAIN") or None,
+                }
+            ),
         )
-        self.endpoint: str = client.api_endpoint.rstrip("/")
-        credentials: Credentials = client._credentials
+        credentials: Credentials = credentials_of(client)
         # otherwise a quota project that comes with the credentials would replace the one asked for
         if options.user_project and isinstance(credentials, CredentialsWithQuotaProject):
             credentials = credentials.with_quota_project(options.user_project)
+        #: Those that can be renewed are others each time.
+        self.credentials: object = _fixed(credentials, options) or object()
         self._http = _authorised(credentials, options, concurrency)
-        self._timeout = (options.connect_timeout, options.stall_timeout)
+        self.endpoint = _endpoint(client.api_endpoint.rstrip("/"), self._http.is_mtls)
+        self._timeout = (options.connect_seconds, options.stall_timeout)
         # given with each request: the session's own setting yields to REQUESTS_CA_BUNDLE
         self._verify: bool | str = (options.ca_bundle or True) if options.verify_tls else False
 
@@ -68,30 +79,32 @@ class Session:
         stream: bool = False,
         stall_timeout: float | None = None,
     ) -> requests.Response:
-        """Send one request; ``path`` is encoded already. With ``stream`` the answer's body is left unread.
+        """Send one request; ``path`` is encoded already. With ``stream`` the response's body is left unread.
 
         Raises:
-            requests.HTTPError: the answer is not a success.
-            requests.RequestException: there was no whole answer.
+            requests.HTTPError: the response is not a success.
+            requests.RequestException: there was no whole response.
         """
-        if isinstance(body, Body) and body.size == 0:
-            body = None
         connect, stall = self._timeout
-        answer: requests.Response = self._http.request(
+        if isinstance(body, Body):
+            data: BodyReader | bytes | None = body.open() if body.size else None
+        else:
+            data = body
+        response: requests.Response = self._http.request(
             method,
             self.endpoint + path,
-            data=body,
+            data=data,
             headers=headers,
             timeout=(connect, stall_timeout or stall),
             verify=self._verify,
             stream=stream,
             allow_redirects=False,
         )
-        if answer.status_code >= 300:
+        if response.status_code >= 300:
             # read here, where a connection that breaks meanwhile is an error of the request like any other
-            _ = answer.content
-            raise requests.HTTPError(response=answer)
-        return answer
+            _ = response.content
+            raise requests.HTTPError(response=response)
+        return response
 
     def close(self) -> None:
         """Close all connections."""
@@ -102,40 +115,46 @@ class _RewindingSession(AuthorizedSession):  # type: ignore[misc]  # google-auth
     """Sends a body from its start also when the session repeats the request after a 401."""
 
     def request(self, method: str, url: str, data: Any = None, **options: Any) -> requests.Response:
-        if isinstance(data, Body):
+        if isinstance(data, BodyReader):
             data.seek(0)
-        answer: requests.Response = super().request(method, url, data=data, **options)
-        return answer
-
-
-class _Adapter(requests.adapters.HTTPAdapter):
-    """Connections that repeat nothing and send and receive as we need it."""
-
-    def __init__(self, stall_timeout: float, connections: int) -> None:
-        self._stall_timeout = stall_timeout
-        super().__init__(pool_maxsize=connections, max_retries=0)
-
-    def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
-        super().init_poolmanager(*arguments, **options)
-        pools = self.poolmanager.pool_classes_by_scheme
-        self.poolmanager.pool_classes_by_scheme = tuned_pools(
-            pools, self._stall_timeout, create_urllib3_context
-        )
+        response: requests.Response = super().request(method, url, data=data, **options)
+        return response
 
 
 def _authorised(credentials: Credentials, options: GCSOptions, concurrency: int) -> AuthorizedSession:
-    # these have nothing to renew a token with, and would fail in an attempt to
-    fixed = isinstance(credentials, AnonymousCredentials) or options.access_token is not None
+    fixed = _fixed(credentials, options) is not None
     session = _RewindingSession(
         credentials, refresh_status_codes=() if fixed else (401,), max_refresh_attempts=1
     )
     for scheme in ("https://", "http://"):
-        session.mount(scheme, _Adapter(options.stall_timeout, concurrency + 2))
+        pool = {"pool_maxsize": concurrency + 2, "max_retries": 0}
+        session.mount(scheme, tuned_adapter(HTTPAdapter, options.stall_timeout, **pool))
     session.configure_mtls_channel()
+    if session.is_mtls:
+        # it has replaced the adapter
+        tune_pools(session.adapters["https://"].poolmanager, options.stall_timeout)
     # the bytes as they are stored: no compression on the way
     session.headers["Accept-Encoding"] = "identity"
     session.headers["User-Agent"] = ClientInfo(user_agent="dcp-cloud").to_user_agent()
     return session
+
+
+def _fixed(credentials: Credentials, options: GCSOptions) -> str | None:
+    """What credentials are that have nothing to renew a token with, and would fail in an attempt to."""
+    return "nobody" if isinstance(credentials, AnonymousCredentials) else options.access_token
+
+
+def _endpoint(found: str, with_certificate: bool) -> str:
+    """Google's own endpoint in the form for client certificates, where one is sent or the user wants it.
+
+    https://google.aip.dev/auth/4114
+    """
+    wanted = os.environ.get("GOOGLE_API_USE_MTLS_ENDPOINT", "auto")
+    if found == "https://storage.googleapis.com" and (
+        wanted == "always" or (wanted == "auto" and with_certificate)
+    ):
+        return "https://storage.mtls.googleapis.com"
+    return found
 
 
 def _explicit_credentials(options: GCSOptions) -> Credentials | None:

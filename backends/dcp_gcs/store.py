@@ -8,57 +8,59 @@ names keys without XML's limits and deletes in batches.
 
 from __future__ import annotations
 
-import base64
-import email.utils
 import functools
+import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 from urllib.parse import quote, urlencode
 from xml.etree import ElementTree
 
 import requests
-from google.api_core.datetime_helpers import from_rfc3339
 
-from dcp_core.errors import ObjectNotFoundError, TransientError, UnsupportedError
-from dcp_core.store import (
-    Body,
-    Condition,
-    CreateOnly,
-    Limits,
-    ObjectInfo,
-    ObjectStore,
-    Part,
-    ReplaceVersion,
-    Upload,
-    UploadInfo,
+from dcp_core.errors import (
+    ObjectNotFoundError,
+    PermissionDeniedError,
+    TransientError,
+    UnsupportedError,
 )
-from dcp_core.store_http import HttpRangeReader
-from dcp_gcs.documents import BOUNDARY, batch_answers, batch_body, completion, text_of
-from dcp_gcs.error_table import error_of_answer, mapped
+from dcp_core.seam.store import Body, Condition, Limits, ObjectInfo, Part, Upload, UploadInfo
+from dcp_core.transport.cloud_store import CloudStore, condition_headers, only_given
+from dcp_core.transport.error_table import Refusal
+from dcp_core.transport.responses import StoreResponse
+from dcp_gcs.documents import (
+    BOUNDARY,
+    batch_body,
+    batch_responses,
+    completion,
+    error_details,
+    texts_of,
+    time_of,
+)
+from dcp_gcs.error_table import GCSErrors
 from dcp_gcs.options import GCSOptions
 from dcp_gcs.session import Session
 
-__all__ = ["GCSStore"]
+__all__ = ["LIMITS", "GCSStore"]
 
-#: https://docs.cloud.google.com/storage/quotas#requests and #objects
-_LIMITS = Limits(
+LIMITS = Limits(
     min_part_size=5 << 20,
     max_part_size=5 << 30,
     max_parts=10_000,
     max_object_size=5 << 40,
     max_put_size=5 << 40,
+    source="https://docs.cloud.google.com/storage/quotas",
+    checked="2026-11",
 )
 #: https://docs.cloud.google.com/storage/docs/batch#limitations
 _DELETE_BATCH = 100
 _PAGE = 1000
-_GENERATION = "x-goog-generation"
 #: "Cloud Storage can take several minutes to process a request to complete a multipart upload":
 #: https://docs.cloud.google.com/storage/docs/xml-api/post-object-complete
 _COMPLETION_TIMEOUT = 300.0
 
 
-class GCSStore(ObjectStore):
+class GCSStore(CloudStore[Session]):
     """A bucket of Google Cloud Storage.
 
     Args:
@@ -67,70 +69,43 @@ class GCSStore(ObjectStore):
         concurrency: requests at a time; as many connections are kept open.
     """
 
-    limits = _LIMITS
+    api = "Google Cloud Storage"
+    errors = GCSErrors()
+    version_header = "x-goog-generation"
+    request_id_header = "x-guploader-uploadid"
 
     def __init__(self, bucket: str, options: GCSOptions, *, concurrency: int = 8) -> None:
-        self.bucket = bucket
+        super().__init__(bucket, functools.partial(Session, options, concurrency=concurrency))
+        self.limits = LIMITS.changed(options.limits)
         self._completion_timeout = max(options.stall_timeout, _COMPLETION_TIMEOUT)
-        with mapped("opening the client", bucket):
-            self._session = Session(options, concurrency=concurrency)
-        self._common = {"x-goog-user-project": options.user_project} if options.user_project else {}
+        self._common = only_given({"x-goog-user-project": options.user_project})
         self._new_object = _new_object(options)
 
     def head(self, key: str) -> ObjectInfo:
-        answer = self._send("HeadObject", "HEAD", key)
-        return self._info(key, answer, int(self._header(key, answer, "Content-Length")))
+        response = self._object("HeadObject", key, "HEAD")
+        return self.info(response, response.length)
 
     def get(self, key: str) -> tuple[bytes, ObjectInfo]:
-        answer = self._send("GetObject", "GET", key)
-        self._require_plain(key, answer)
-        return answer.content, self._info(key, answer, len(answer.content))
+        response = self._send("GetObject", "GET", key)
+        info = self.info(self._stored_as_is(key, response), len(response.content))
+        return response.content, info
 
-    @contextmanager
-    def read_range(
-        self, key: str, start: int, stop: int, *, version: str | None = None
-    ) -> Iterator[HttpRangeReader]:
-        wanted = {"Range": _http_range(start, stop)}
-        if version is not None:
-            wanted["x-goog-if-generation-match"] = version
-        answer = self._send("GetObject", "GET", key, headers=wanted, stream=True)
+    def open_range(self, key: str, wanted: str, version: str | None) -> StoreResponse:
+        headers = {"Range": wanted, **only_given({"x-goog-if-generation-match": version})}
+        response = self._send("GetObject", "GET", key, headers=headers, stream=True)
         try:
-            reader = self._range_reader(key, start, answer)
+            return self._stored_as_is(key, response)
         except BaseException:
-            answer.close()
+            response.close()
             raise
-        try:
-            yield reader
-        finally:
-            reader.close()
 
-    def _range_reader(self, key: str, start: int, answer: requests.Response) -> HttpRangeReader:
-        self._require_plain(key, answer)
-        length = int(self._header(key, answer, "Content-Length"))
-        content_range = answer.headers.get("Content-Range")
-        if content_range is None and start != 0:
-            raise UnsupportedError(
-                "GetObject: the store ignores the Range header and sent the whole object",
-                bucket=self.bucket,
-                key=key,
-            )
-        size = length if content_range is None else int(content_range.rpartition("/")[2])
-        return HttpRangeReader(
-            self._info(key, answer, size),
-            answer.raw,
-            length,
-            operation="GetObject",
-            bucket=self.bucket,
-            mapped=functools.partial(mapped, "GetObject", self.bucket, key),
-        )
-
-    def _require_plain(self, key: str, answer: requests.Response) -> None:
+    def _stored_as_is(self, key: str, response: requests.Response) -> StoreResponse:
         """Refuse objects stored with ``Content-Encoding: gzip``.
 
         They are decompressed on the way, which ignores ranges:
         https://docs.cloud.google.com/storage/docs/transcoding
         """
-        encoding = answer.headers.get("x-goog-stored-content-encoding") or "identity"
+        encoding = response.headers.get("x-goog-stored-content-encoding") or "identity"
         if encoding != "identity":
             raise UnsupportedError(
                 f"GetObject: the object is stored with Content-Encoding {encoding!r}, so no range of it can "
@@ -138,29 +113,29 @@ class GCSStore(ObjectStore):
                 bucket=self.bucket,
                 key=key,
             )
+        return self.response("GetObject", key, response.headers, response.raw)
 
     def put(self, key: str, body: Body, condition: Condition | None = None) -> ObjectInfo:
-        headers = {**self._new_object, **_checksum(body), **_condition(condition)}
-        answer = self._send("PutObject", "PUT", key, headers=headers, body=body)
-        return ObjectInfo(key, body.size, self._header(key, answer, _GENERATION))
+        generation = "x-goog-if-generation-match"
+        conditional = condition_headers(condition, {generation: "0"}, generation)
+        headers = {**self._new_object, **_checksum(body), **conditional}
+        response = self._object("PutObject", key, "PUT", headers=headers, body=body)
+        return ObjectInfo(key, body.size, self.version(response))
 
     def start_upload(self, key: str) -> Upload:
-        answer = self._send("CreateMultipartUpload", "POST", key, query="uploads", headers=self._new_object)
-        return Upload(key, text_of(self._document("CreateMultipartUpload", key, answer), "UploadId"))
+        response = self._send("CreateMultipartUpload", "POST", key, query="uploads", headers=self._new_object)
+        found = self._document("CreateMultipartUpload", key, response, "InitiateMultipartUploadResult")
+        return Upload(key, found.field("UploadId"))
 
     def put_part(self, upload: Upload, number: int, body: Body) -> Part:
-        answer = self._send(
-            "UploadPart",
-            "PUT",
-            upload.key,
-            query=_query(partNumber=number, uploadId=upload.upload_id),
-            headers=_checksum(body),
-            body=body,
+        query = _query(partNumber=number, uploadId=upload.upload_id)
+        response = self._object(
+            "UploadPart", upload.key, "PUT", query=query, headers=_checksum(body), body=body
         )
-        return Part(number, body.size, self._header(upload.key, answer, "ETag"), body.crc32c)
+        return Part(number, body.size, response.header("etag"), body.crc32c)
 
     def finish_upload(self, upload: Upload, parts: Sequence[Part]) -> ObjectInfo:
-        answer = self._send(
+        response = self._send(
             "CompleteMultipartUpload",
             "POST",
             upload.key,
@@ -169,11 +144,19 @@ class GCSStore(ObjectStore):
             body=completion(parts),
             stall_timeout=self._completion_timeout,
         )
-        self._document("CompleteMultipartUpload", upload.key, answer)
-        # the documentation does not promise the generation in this answer
-        if _GENERATION not in answer.headers:
-            return self.head(upload.key)
-        return ObjectInfo(upload.key, sum(part.size for part in parts), answer.headers[_GENERATION])
+        self._document("CompleteMultipartUpload", upload.key, response, "CompleteMultipartUploadResult")
+        size = sum(part.size for part in parts)
+        # the documentation does not promise the generation in this response
+        return ObjectInfo(
+            upload.key, size, response.headers.get(self.version_header) or self._asked(upload.key)
+        )
+
+    def _asked(self, key: str) -> str:
+        """The version of an object; empty to those who may create objects and not read them."""
+        try:
+            return self.head(key).version
+        except PermissionDeniedError:
+            return ""
 
     def abort_upload(self, upload: Upload) -> None:
         try:
@@ -187,33 +170,49 @@ class GCSStore(ObjectStore):
             "maxResults": _PAGE,
             "fields": "nextPageToken,items(name,size,generation,updated)",
         }
-        path = f"/storage/v1/b/{quote(self.bucket, safe='')}/o"
         while True:
-            with mapped("ListObjects", self.bucket, prefix):
-                answer = self._session.send("GET", f"{path}?{_query(**wanted)}", headers=dict(self._common))
-                page: dict[str, Any] = answer.json()
-            for entry in page.get("items", ()):
-                modified = from_rfc3339(entry["updated"])
-                yield ObjectInfo(entry["name"], int(entry["size"]), str(entry["generation"]), modified)
-            if "nextPageToken" not in page:
+            page = self._page(prefix, _query(**wanted))
+            for entry in page.raw.get("items", ()):
+                name, size, version = (page.field(one, entry) for one in ("name", "size", "generation"))
+                yield ObjectInfo(name, int(size), str(version), time_of(entry.get("updated")))
+            following = page.raw.get("nextPageToken")
+            if following is None:
                 return
-            wanted["pageToken"] = page["nextPageToken"]
+            if following == wanted.get("pageToken"):
+                raise page.unexpected("repeats its page token")
+            wanted["pageToken"] = following
+
+    def _page(self, prefix: str, query: str) -> StoreResponse:
+        path = f"/storage/v1/b/{quote(self.bucket, safe='')}/o?{query}"
+        with self.client("ListObjects", prefix) as session:
+            response = session.send("GET", path, headers=self._common)
+        try:
+            page = json.loads(response.content)
+        except ValueError:
+            page = None
+        found = self.response("ListObjects", prefix, response.headers, page)
+        if not isinstance(page, dict) or not isinstance(page.get("items", []), list):
+            raise found.unexpected("is no JSON document of a list")
+        return found
 
     def list_uploads(self, prefix: str) -> Iterator[UploadInfo]:
         marker: dict[str, str] = {}
         while True:
             query = _query(uploads="", prefix=prefix, **{"max-uploads": _PAGE}, **marker)
-            answer = self._send("ListMultipartUploads", "GET", None, query=query)
-            page = self._document("ListMultipartUploads", prefix, answer)
-            for entry in page.iterfind("{*}Upload"):
-                upload = Upload(text_of(entry, "Key"), text_of(entry, "UploadId"))
-                yield UploadInfo(upload, from_rfc3339(text_of(entry, "Initiated")))
-            if text_of(page, "IsTruncated") != "true":
+            response = self._send("ListMultipartUploads", "GET", None, query=query)
+            page = self._document("ListMultipartUploads", prefix, response, "ListMultipartUploadsResult")
+            for entry in page.raw["Upload"]:
+                upload = Upload(page.field("Key", entry), page.field("UploadId", entry))
+                yield UploadInfo(upload, time_of(entry.get("Initiated")))
+            if page.raw.get("IsTruncated") != "true":
                 return
-            marker = {
-                "key-marker": text_of(page, "NextKeyMarker"),
-                "upload-id-marker": text_of(page, "NextUploadIdMarker"),
+            following = {
+                "key-marker": page.field("NextKeyMarker"),
+                "upload-id-marker": page.field("NextUploadIdMarker"),
             }
+            if following == marker:
+                raise page.unexpected("repeats its markers")
+            marker = following
 
     def delete(self, keys: Sequence[str]) -> None:
         for start in range(0, len(keys), _DELETE_BATCH):
@@ -221,27 +220,26 @@ class GCSStore(ObjectStore):
 
     def _delete_batch(self, keys: Sequence[str]) -> None:
         folder = f"/storage/v1/b/{quote(self.bucket, safe='')}/o/"
-        with mapped("DeleteObjects", self.bucket):
-            answer = self._session.send(
+        with self.client("DeleteObjects") as session:
+            whole = session.send(
                 "POST",
                 "/batch/storage/v1",
                 # headers of the batch apply to each request in it
                 headers={**self._common, "Content-Type": f'multipart/mixed; boundary="{BOUNDARY}"'},
                 body=batch_body(folder + quote(key, safe="") for key in keys),
             )
-        answers = batch_answers(answer.headers.get("Content-Type", ""), answer.content)
-        for one in answers:
+        responses = batch_responses(whole.headers.get("Content-Type", ""), whole.content)
+        for one in responses:
             # an object that is gone already is no error
             if one.status >= 300 and one.status != 404:
-                key = keys[one.number]
-                raise error_of_answer("DeleteObjects", one.status, one.body, bucket=self.bucket, key=key)
-        if len(answers) != len(keys):
+                raise self._refused("DeleteObjects", keys[one.number], one.status, one.body)
+        if not responses:
+            found = self.response("DeleteObjects", keys[0], whole.headers)
+            raise found.unexpected("is none to a batch of requests")
+        if len(responses) != len(keys):
             raise TransientError(
-                f"DeleteObjects: {len(answers)} of {len(keys)} deletes were answered", bucket=self.bucket
+                f"DeleteObjects: {len(responses)} of {len(keys)} deletes were answered", bucket=self.bucket
             )
-
-    def close(self) -> None:
-        self._session.close()
 
     def _send(
         self,
@@ -255,76 +253,57 @@ class GCSStore(ObjectStore):
     ) -> requests.Response:
         """One request of the XML API about ``key``, or about the bucket."""
         path = f"/{quote(self.bucket, safe='')}" + ("" if key is None else f"/{quote(key, safe='')}")
-        with mapped(operation, self.bucket, key):
-            return self._session.send(
+        with self.client(operation, key) as session:
+            return session.send(
                 method,
                 f"{path}?{query}" if query else path,
                 headers={**self._common, **(headers or {})},
                 **options,
             )
 
-    def _info(self, key: str, answer: requests.Response, size: int) -> ObjectInfo:
-        modified = answer.headers.get("Last-Modified")
-        return ObjectInfo(
-            key,
-            size,
-            self._header(key, answer, _GENERATION),
-            email.utils.parsedate_to_datetime(modified) if modified else None,
-        )
+    def _object(self, operation: str, key: str, method: str, **options: Any) -> StoreResponse:
+        """One request of the XML API whose response has no body."""
+        return self.response(operation, key, self._send(operation, method, key, **options).headers)
 
-    def _header(self, key: str, answer: requests.Response, name: str) -> str:
+    def _document(
+        self, operation: str, key: str, response: requests.Response, expected: str
+    ) -> StoreResponse:
+        """A response that is an XML document, with the texts of its elements as its ``raw``."""
+        found = self.response(operation, key, response.headers)
         try:
-            return str(answer.headers[name])
-        except KeyError as error:
-            raise UnsupportedError(
-                f"the answer has no {name}: the endpoint is not Google's XML API", bucket=self.bucket, key=key
-            ) from error
-
-    def _document(self, operation: str, key: str, answer: requests.Response) -> ElementTree.Element:
-        """The XML document that an answer consists of."""
-        try:
-            root = ElementTree.fromstring(answer.content)
+            root = ElementTree.fromstring(response.content)
         except ElementTree.ParseError as error:
-            raise UnsupportedError(
-                f"{operation}: the answer is no XML document: the endpoint is not Google's XML API",
-                bucket=self.bucket,
-                key=key,
-            ) from error
+            raise found.unexpected("is no XML document") from error
+        name = root.tag.rpartition("}")[2]
         # S3's API reports what goes wrong late after a status of 200, and this one is modelled on it
-        if root.tag.rpartition("}")[2] == "Error":
-            raise error_of_answer(operation, answer.status_code, answer.content, bucket=self.bucket, key=key)
-        return root
+        if name == "Error":
+            raise self._refused(operation, key, response.status_code, response.content)
+        if name != expected:
+            raise found.unexpected(f"is a document {name[:40]!r}")
+        uploads = [texts_of(entry) for entry in root.iterfind("{*}Upload")]
+        return replace(found, raw={**texts_of(root), "Upload": uploads})
+
+    def _refused(self, operation: str, key: str, status: int, body: bytes) -> Exception:
+        return self.errors.for_refusal(operation, Refusal(status, *error_details(body)), self.bucket, key)
 
 
 def _new_object(options: GCSOptions) -> dict[str, str]:
     """Headers of requests that make an object."""
-    wanted = {
-        "Content-Type": "application/octet-stream",
-        # readable by everyone, an object would be served from caches for an hour after it was replaced:
-        # https://docs.cloud.google.com/storage/docs/caching
-        "Cache-Control": "no-store",
-        "x-goog-storage-class": options.storage_class,
-        "x-goog-encryption-kms-key-name": options.kms_key_name,
-    }
-    return {name: value for name, value in wanted.items() if value is not None}
+    return only_given(
+        {
+            "Content-Type": "application/octet-stream",
+            # readable by everyone, an object would be served from caches for an hour after it was replaced:
+            # https://docs.cloud.google.com/storage/docs/caching
+            "Cache-Control": "no-store",
+            "x-goog-storage-class": options.storage_class,
+            "x-goog-encryption-kms-key-name": options.kms_key_name,
+        }
+    )
 
 
 def _checksum(body: Body) -> dict[str, str]:
-    return {"x-goog-hash": "crc32c=" + base64.b64encode(body.crc32c.to_bytes(4, "big")).decode()}
-
-
-def _condition(condition: Condition | None) -> dict[str, str]:
-    if isinstance(condition, CreateOnly):
-        return {"x-goog-if-generation-match": "0"}
-    if isinstance(condition, ReplaceVersion):
-        return {"x-goog-if-generation-match": condition.version}
-    return {}
+    return {"x-goog-hash": f"crc32c={body.crc32c_base64}"}
 
 
 def _query(**parameters: object) -> str:
     return urlencode(parameters, quote_via=quote, safe="")
-
-
-def _http_range(start: int, stop: int) -> str:
-    """HTTP's ranges include their end; only this function knows."""
-    return f"bytes={start}-{stop - 1}"

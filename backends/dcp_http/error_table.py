@@ -7,120 +7,92 @@ query, which may be a signature: their text is left out of ours, and the URL is 
 from __future__ import annotations
 
 import concurrent.futures
-import ssl
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import aiohttp
 
 from dcp_core.errors import (
-    CheckpointCorruptError,
-    CloudCheckpointError,
     ConfigurationError,
     ConflictError,
     ObjectNotFoundError,
     PermissionDeniedError,
-    ThrottledError,
     TransientError,
-    UnsupportedError,
 )
+from dcp_core.transport import verdicts
+from dcp_core.transport.error_table import ErrorTable, ExceptionVerdicts, Refusal
+from dcp_core.transport.verdicts import Verdict
 
-__all__ = ["mapped", "refusal"]
+__all__ = ["HTTPErrors", "refusal_by_headers"]
 
-_Kind = type[CloudCheckpointError]
-
-_STATUSES: dict[int, tuple[_Kind, str]] = {
-    400: (ConfigurationError, "the server does not understand the request: check the URL and the query"),
-    401: (PermissionDeniedError, "the server wants credentials: pass token= or headers="),
-    403: (
+_STATUSES: Mapping[int, Verdict] = {
+    400: Verdict(
+        ConfigurationError, "the server does not understand the request: check the URL and the query"
+    ),
+    401: Verdict(PermissionDeniedError, "the server wants credentials: pass token= or headers="),
+    403: Verdict(
         PermissionDeniedError,
         "the server refuses: the token, signature or query is missing, wrong or expired",
     ),
-    404: (ObjectNotFoundError, "the object does not exist"),
-    405: (UnsupportedError, "the server does not allow this method"),
-    407: (ConfigurationError, "the proxy wants credentials"),
-    408: (TransientError, "the server waited too long"),
-    410: (ObjectNotFoundError, "the object does not exist any more"),
-    412: (ConflictError, "the object is another version"),
-    416: (CheckpointCorruptError, "the object ends before the range that the record names"),
-    421: (ConfigurationError, "this server does not serve this host"),
-    425: (TransientError, "the server asks to try again"),
-    429: (ThrottledError, "the server asks for fewer requests"),
-    501: (UnsupportedError, "the server does not know this method"),
-    503: (ThrottledError, "the server is overloaded"),
+    407: Verdict(ConfigurationError, "the proxy wants credentials"),
+    410: Verdict(ObjectNotFoundError, "the object does not exist any more"),
+    412: Verdict(ConflictError, "the object is another version"),
+    421: Verdict(ConfigurationError, "this server does not serve this host"),
+    425: Verdict(TransientError, "the server asks to try again"),
+    501: verdicts.NOT_ALLOWED,
 }
 
-#: Exceptions raised before or instead of an answer, most specific first.
-_EXCEPTIONS: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], _Kind, str], ...] = (
-    (
-        (aiohttp.ClientConnectorCertificateError, ssl.SSLCertVerificationError),
-        ConfigurationError,
-        "the server's certificate is not trusted: pass ca_bundle= with its authority, or correct the host",
-    ),
-    ((aiohttp.ClientSSLError, ssl.SSLError), TransientError, "the TLS connection failed"),
+_EXCEPTIONS: ExceptionVerdicts = (
+    (aiohttp.ClientConnectorCertificateError, verdicts.UNTRUSTED),
+    (aiohttp.ClientSSLError, verdicts.TLS_FAILED),
     (
         aiohttp.ClientConnectorDNSError,
-        TransientError,
-        "the host name could not be resolved: check it in the URL",
+        Verdict(TransientError, "the host name could not be resolved: check it in the URL"),
     ),
-    (aiohttp.ClientProxyConnectionError, TransientError, "the proxy could not be reached"),
-    (aiohttp.SocketTimeoutError, TransientError, "no byte arrived within stall_timeout"),
-    (aiohttp.ConnectionTimeoutError, TransientError, "no connection within connect_timeout"),
-    (aiohttp.ClientConnectorError, TransientError, "the server could not be reached"),
-    (aiohttp.ClientPayloadError, TransientError, "the answer ended early"),
-    (aiohttp.InvalidURL, ConfigurationError, "the URL is not one"),
-    (aiohttp.ClientHttpProxyError, ConfigurationError, "the proxy refused"),
-    (aiohttp.ClientResponseError, TransientError, "the answer is not HTTP"),
-    (aiohttp.ClientError, TransientError, "the connection broke"),
-    (concurrent.futures.CancelledError, TransientError, "the reader was closed meanwhile"),
-    (TimeoutError, TransientError, "no byte arrived within stall_timeout"),
-    (OSError, TransientError, "the connection broke"),
+    (aiohttp.ClientProxyConnectionError, Verdict(TransientError, "the proxy could not be reached")),
+    (aiohttp.SocketTimeoutError, verdicts.STALLED),
+    (aiohttp.ConnectionTimeoutError, Verdict(TransientError, "no connection within connect_timeout")),
+    (aiohttp.ClientConnectorError, verdicts.UNREACHABLE),
+    (aiohttp.ClientPayloadError, verdicts.ENDED_EARLY),
+    (aiohttp.InvalidURL, Verdict(ConfigurationError, "the URL is not one")),
+    (aiohttp.ClientHttpProxyError, Verdict(ConfigurationError, "the proxy refused")),
+    (aiohttp.ClientResponseError, Verdict(TransientError, "the response is not HTTP")),
+    (concurrent.futures.CancelledError, Verdict(TransientError, "the reader was closed meanwhile")),
+    (TimeoutError, verdicts.STALLED),
+    (aiohttp.ClientError, verdicts.BROKEN),
 )
 
 #: Headers in which servers name a request.
 _REQUEST_IDS = ("x-amz-request-id", "x-ms-request-id", "x-guploader-uploadid", "cf-ray", "x-request-id")
 
 
-def refusal(
-    operation: str, status: int, headers: Mapping[str, str], bucket: str, key: str
-) -> CloudCheckpointError:
-    """The error for an answer that is no success."""
-    kind, advice = _STATUSES.get(status) or _by_class(status)
-    request_id = next((headers[name] for name in _REQUEST_IDS if name in headers), None)
-    return kind(
-        f"{operation}: {advice} (the server says {status})", bucket=bucket, key=key, request_id=request_id
-    )
+class HTTPErrors(ErrorTable):
+    """The errors of web servers and of aiohttp."""
+
+    service = "the server"
+    sdk = (aiohttp.ClientError, concurrent.futures.CancelledError)
+    statuses = _STATUSES
+    exceptions = _EXCEPTIONS
+
+    def verdict_on(self, operation: str, refusal: Refusal) -> Verdict:
+        if 300 <= refusal.status < 400:
+            return Verdict(ConfigurationError, "the server redirects without saying where to")
+        return super().verdict_on(operation, refusal)
+
+    def shown(self, error: BaseException) -> str:
+        _remove_query(error)
+        return type(error).__name__
 
 
-def _by_class(status: int) -> tuple[_Kind, str]:
-    if status >= 500:
-        return TransientError, "the server had an internal error"
-    if 300 <= status < 400:
-        return ConfigurationError, "the server redirects without saying where to"
-    return ConfigurationError, "the server refused the request"
-
-
-@contextmanager
-def mapped(operation: str, bucket: str, key: str | None = None) -> Iterator[None]:
-    """Turn the errors of one request into ours, chained to the original."""
-    try:
-        yield
-    except CloudCheckpointError:
-        raise
-    except (aiohttp.ClientError, concurrent.futures.CancelledError, OSError) as error:
-        _without_query(error)
-        for kinds, kind, advice in _EXCEPTIONS:
-            if isinstance(error, kinds):
-                raise kind(
-                    f"{operation}: {advice} ({type(error).__name__})", bucket=bucket, key=key
-                ) from error
-        raise
-
-
-def _without_query(error: BaseException) -> None:
+def _remove_query(error: BaseException) -> None:
     if isinstance(error, aiohttp.ClientResponseError):
         info = error.request_info
         bare = info.real_url.with_query(None)
         error.request_info = info._replace(url=bare, real_url=bare)
         error.history = ()
         error.args = (error.request_info, ())
+
+
+def refusal_by_headers(status: int, headers: Mapping[str, str]) -> Refusal:
+    """A response that is no success; its body is not looked at."""
+    request_id = next((headers[name] for name in _REQUEST_IDS if name in headers), None)
+    return Refusal(status, request_id=request_id, headers=headers)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from urllib.parse import quote, unquote
 
 from dcp_core.errors import ConfigurationError, InvalidLocationError
-from dcp_core.location import Location
+from dcp_core.seam.location import Location
 from dcp_http.options import check_query, is_host
 
 __all__ = ["HTTPLocation", "encoded"]

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+from dcp_core.config import ConnectionKeywords, ConnectionOptions, LoadKeywords
 from dcp_core.errors import ConfigurationError
 
-__all__ = ["HTTPOptions", "check_query", "is_host"]
+__all__ = ["HTTPLoadKeywords", "HTTPOptions", "check_query", "is_host"]
 
 #: https://www.rfc-editor.org/rfc/rfc9110#name-tokens
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -20,7 +21,7 @@ _OURS = frozenset({"accept-encoding", "host", "if-match", "if-none-match", "if-r
 
 
 @dataclass(frozen=True)
-class HTTPOptions:
+class HTTPOptions(ConnectionOptions):
     """How to ask a web server.
 
     Proxies come from ``HTTP_PROXY``, ``HTTPS_PROXY`` and ``NO_PROXY``. Headers, token and query are sent to
@@ -37,10 +38,6 @@ class HTTPOptions:
             always is.
         whole_object_limit: bytes up to which an object is received whole, each time a part of it is
             needed, from a server that cannot send ranges.
-        connect_timeout: seconds to wait for a connection.
-        stall_timeout: seconds without a byte received after which a request is cut and tried again.
-        ca_bundle: file of certificate authorities; ``None`` is the system's.
-        verify_tls: ``False`` accepts any certificate, for tests.
     """
 
     headers: Mapping[str, str] | None = field(default=None, repr=False)
@@ -49,14 +46,9 @@ class HTTPOptions:
     urls: Mapping[str, str] | None = field(default=None, repr=False)
     max_redirects: int = 5
     whole_object_limit: int = 32 << 20
-    connect_timeout: float = 10.0
-    stall_timeout: float = 30.0
-    ca_bundle: str | None = None
-    verify_tls: bool = True
 
     def __post_init__(self) -> None:
-        if self.connect_timeout <= 0 or self.stall_timeout <= 0:
-            raise ConfigurationError("connect_timeout and stall_timeout must be positive")
+        super().__post_init__()
         if self.max_redirects < 0 or self.whole_object_limit < 0:
             raise ConfigurationError("max_redirects and whole_object_limit must not be negative")
         for name, value in (self.headers or {}).items():
@@ -112,3 +104,16 @@ def check_query(query: str) -> None:
     """
     if not _QUERY.fullmatch(query) or "#" in query:
         raise ConfigurationError("the query has characters that must be percent-encoded")
+
+
+class _HTTPKeywords(ConnectionKeywords, total=False):
+    headers: Mapping[str, str] | None
+    token: str | None
+    query: str | None
+    urls: Mapping[str, str] | None
+    max_redirects: int
+    whole_object_limit: int
+
+
+class HTTPLoadKeywords(LoadKeywords, _HTTPKeywords, total=False):
+    """Options of ``HTTPStorageReader``."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import NoReturn
 
 import aiohttp
 from yarl import URL
@@ -17,32 +16,22 @@ from dcp_core.errors import (
     ObjectNotFoundError,
     UnsupportedError,
 )
-from dcp_core.store import (
-    Body,
-    Condition,
-    Limits,
-    ObjectInfo,
-    ObjectStore,
-    Part,
-    Upload,
-    UploadInfo,
-)
-from dcp_http.answers import READ_BUFFER, HTTPRangeReader, follow, info_of
-from dcp_http.error_table import mapped, refusal
+from dcp_core.seam.store import ObjectInfo, ReadableStore
+from dcp_core.transport.ranges import content_range, range_header, size_of_unsatisfied
+from dcp_http.error_table import refusal_by_headers
 from dcp_http.location import encoded
 from dcp_http.loop import LoopThread
 from dcp_http.options import HTTPOptions
-from dcp_http.ranges import content_range, range_header, size_of_unsatisfied
+from dcp_http.responses import ERRORS, READ_BUFFER, AiohttpRangeReader, follow, info_of
 
 __all__ = ["HTTPStore"]
 
-_NOTHING = Limits(min_part_size=0, max_part_size=0, max_parts=0, max_object_size=0, max_put_size=0)
-#: Answers to a HEAD after which a GET may fare better: presigned URLs are good for one method, and some
+#: Responses to a HEAD after which a GET may fare better: presigned URLs are good for one method, and some
 #: servers know only that one.
 _TRY_GET = frozenset({400, 401, 403, 405, 501})
 
 
-class HTTPStore(ObjectStore):
+class HTTPStore(ReadableStore):
     """The objects below ``scheme://host``.
 
     Each call is one request and its redirects. aiohttp repeats one by itself only where a kept connection
@@ -55,8 +44,6 @@ class HTTPStore(ObjectStore):
         query: sent with every request.
     """
 
-    limits = _NOTHING
-
     def __init__(self, scheme: str, host: str, options: HTTPOptions, *, query: str = "") -> None:
         self.bucket = host
         self._base = f"{scheme}://{host}/"
@@ -68,67 +55,69 @@ class HTTPStore(ObjectStore):
         self._loop = LoopThread(_session_of(options))
 
     def head(self, key: str) -> ObjectInfo:
-        answer = self._ask("HEAD", key, {}, lambda status: status == 200 or status in _TRY_GET)
-        answer_size = answer.headers.get("Content-Length", "")
-        self._loop.soon(answer.release)
-        if answer.status != 200 or not answer_size.isdecimal():
+        response = self._request("HEAD", key, {}, lambda status: status == 200 or status in _TRY_GET)
+        length = response.headers.get("Content-Length", "")
+        self._loop.soon(response.release)
+        if response.status != 200 or not length.isdecimal():
             return self._head_by_get(key)
-        return info_of(key, int(answer_size), answer.headers)
+        return info_of(key, int(length), response.headers)
 
     def _head_by_get(self, key: str) -> ObjectInfo:
         """The facts that come with the first byte."""
-        answer = self._ask(
+        response = self._request(
             "GET", key, {"Range": range_header(0, 1)}, lambda status: status in (200, 206, 416)
         )
-        self._loop.soon(answer.close)
-        said = answer.headers.get("Content-Range", "")
-        if answer.status == 200:
-            return info_of(key, self._length(key, answer), answer.headers)
+        self._loop.soon(response.close)
+        said = response.headers.get("Content-Range", "")
+        if response.status == 200:
+            return info_of(key, self._length(key, response), response.headers)
         found = content_range(said)
         size = size_of_unsatisfied(said) if found is None else found[2]
         if size is None:
             raise self._unsupported(key, "does not say how large the object is")
-        return info_of(key, size, answer.headers)
+        return info_of(key, size, response.headers)
 
     def get(self, key: str) -> tuple[bytes, ObjectInfo]:
-        answer = self._ask("GET", key, {}, lambda status: status == 200)
-        with mapped("GET", self.bucket, key):
-            data = self._loop.call(lambda _: answer.read())
-        return data, info_of(key, len(data), answer.headers)
+        response = self._request("GET", key, {}, lambda status: status == 200)
+        with ERRORS.translate("GET", self.bucket, key):
+            data = self._loop.call(lambda _: response.read())
+        return data, info_of(key, len(data), response.headers)
 
     @contextmanager
     def read_range(
         self, key: str, start: int, stop: int, *, version: str | None = None
-    ) -> Iterator[HTTPRangeReader]:
+    ) -> Iterator[AiohttpRangeReader]:
         wanted = {"Range": range_header(start, stop)}
         # only strong validators may be compared on the server; the others are compared here
         if version is not None and version.startswith('"'):
             wanted["If-Match"] = version
-        answer = self._ask("GET", key, wanted, lambda status: status in (200, 206))
+        response = self._request("GET", key, wanted, lambda status: status in (200, 206))
         try:
-            reader = self._reader(key, start, stop, answer)
+            reader = self._reader(key, start, stop, response)
             if version is not None and reader.info.version != version:
                 raise ConflictError("GET: the object is another version", bucket=self.bucket, key=key)
         except BaseException:
-            self._loop.soon(answer.close)
+            self._loop.soon(response.close)
             raise
         try:
             yield reader
         finally:
             reader.close()
 
-    def _reader(self, key: str, start: int, stop: int, answer: aiohttp.ClientResponse) -> HTTPRangeReader:
-        if answer.status == 200:
-            return self._whole(key, start, stop, answer)
-        found = content_range(answer.headers.get("Content-Range", ""))
+    def _reader(
+        self, key: str, start: int, stop: int, response: aiohttp.ClientResponse
+    ) -> AiohttpRangeReader:
+        if response.status == 200:
+            return self._whole(key, start, stop, response)
+        found = content_range(response.headers.get("Content-Range", ""))
         if found is None or found[0] != start or found[1] != min(stop, found[2]):
-            raise self._unsupported(key, "answers with another range than the one that was asked for")
-        info = info_of(key, found[2], answer.headers)
-        return HTTPRangeReader(info, answer, self._loop, self.bucket, expected=found[1] - start)
+            raise self._unsupported(key, "sends another range than the one that was asked for")
+        info = info_of(key, found[2], response.headers)
+        return AiohttpRangeReader(info, response, self._loop, self.bucket, expected=found[1] - start)
 
-    def _whole(self, key: str, start: int, stop: int, answer: aiohttp.ClientResponse) -> HTTPRangeReader:
-        """A range out of an answer that ignores it."""
-        size, limit = self._length(key, answer), self._options.whole_object_limit
+    def _whole(self, key: str, start: int, stop: int, response: aiohttp.ClientResponse) -> AiohttpRangeReader:
+        """A range out of a response that ignores it."""
+        size, limit = self._length(key, response), self._options.whole_object_limit
         if size <= start:
             raise CheckpointCorruptError(
                 f"GET: the object has {size} bytes and ends before the range that the record names",
@@ -143,30 +132,30 @@ class HTTPStore(ObjectStore):
                 "or raise the limit",
             )
         expected = min(stop, size) - start
-        return HTTPRangeReader(
-            info_of(key, size, answer.headers),
-            answer,
+        return AiohttpRangeReader(
+            info_of(key, size, response.headers),
+            response,
             self._loop,
             self.bucket,
             expected=expected,
             skip=start,
         )
 
-    def _length(self, key: str, answer: aiohttp.ClientResponse) -> int:
-        length = answer.headers.get("Content-Length", "")
+    def _length(self, key: str, response: aiohttp.ClientResponse) -> int:
+        length = response.headers.get("Content-Length", "")
         if not length.isdecimal():
             raise self._unsupported(key, "cannot send ranges and does not say how large the object is")
         return int(length)
 
-    def _ask(
+    def _request(
         self, method: str, key: str, wanted: dict[str, str], accepts: Callable[[int], bool]
     ) -> aiohttp.ClientResponse:
-        """An answer with an accepted status, its body as it is stored."""
+        """A response with an accepted status, its body as it is stored."""
         url, private = self._place(key)
         headers = {"Accept-Encoding": "identity", "Accept": "*/*", **wanted}
 
-        async def ask(session: aiohttp.ClientSession) -> aiohttp.ClientResponse:
-            answer = await follow(
+        async def request(session: aiohttp.ClientSession) -> aiohttp.ClientResponse:
+            response = await follow(
                 session,
                 method,
                 url,
@@ -174,23 +163,18 @@ class HTTPStore(ObjectStore):
                 private=private,
                 limit=self._options.max_redirects,
             )
-            self._loop.answers.add(answer)
-            coding = answer.headers.get("Content-Encoding", "identity").strip().lower()
-            if accepts(answer.status) and coding in ("", "identity"):
-                return answer
-            answer.close()
-            if not accepts(answer.status):
-                raise refusal(method, answer.status, answer.headers, self.bucket, key)
-            raise self._unsupported(
-                key, f"sends the object encoded as {coding[:20]!r} although that was refused: switch that off"
-            )
+            self._loop.responses.add(response)
+            wrong = _not_the_object(response)
+            if accepts(response.status) and wrong is None:
+                return response
+            response.close()
+            if wrong is not None and accepts(response.status):
+                raise self._unsupported(key, wrong)
+            refusal = refusal_by_headers(response.status, response.headers)
+            raise ERRORS.for_refusal(method, refusal, self.bucket, key)
 
-        with mapped(method, self.bucket, key):
-            try:
-                return self._loop.call(ask)
-            except ConfigurationError as error:
-                error.bucket, error.key = self.bucket, key
-                raise
+        with ERRORS.translate(method, self.bucket, key):
+            return self._loop.call(request)
 
     def _place(self, key: str) -> tuple[URL, dict[str, str]]:
         """The URL of an object, and the headers that only its host may see."""
@@ -210,41 +194,18 @@ class HTTPStore(ObjectStore):
     def _unsupported(self, key: str, what: str) -> UnsupportedError:
         return UnsupportedError(f"GET: the server {what}", bucket=self.bucket, key=key)
 
-    def put(self, key: str, body: Body, condition: Condition | None = None) -> ObjectInfo:
-        del body, condition
-        self._refuse(key)
-
-    def start_upload(self, key: str) -> Upload:
-        self._refuse(key)
-
-    def put_part(self, upload: Upload, number: int, body: Body) -> Part:
-        del number, body
-        self._refuse(upload.key)
-
-    def finish_upload(self, upload: Upload, parts: Sequence[Part]) -> ObjectInfo:
-        del parts
-        self._refuse(upload.key)
-
-    def abort_upload(self, upload: Upload) -> None:
-        self._refuse(upload.key)
-
-    def delete(self, keys: Sequence[str]) -> None:
-        if keys:
-            self._refuse(keys[0])
-
-    def _refuse(self, key: str) -> NoReturn:
-        raise UnsupportedError(
-            "http:// and https:// are read-only: save to a bucket and serve that", bucket=self.bucket, key=key
-        )
-
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        raise UnsupportedError("http:// and https:// cannot list objects", bucket=self.bucket, key=prefix)
-
-    def list_uploads(self, prefix: str) -> Iterator[UploadInfo]:
-        raise UnsupportedError("http:// and https:// have no uploads", bucket=self.bucket, key=prefix)
-
     def close(self) -> None:
         self._loop.close()
+
+
+def _not_the_object(response: aiohttp.ClientResponse) -> str | None:
+    """What an accepted response has in place of the object's bytes."""
+    coding = response.headers.get("Content-Encoding", "identity").strip().lower()
+    if coding not in ("", "identity"):
+        return f"sends the object encoded as {coding[:20]!r} although that was refused: switch that off"
+    if response.status < 300 and response.content_type == "text/html":
+        return "sends a web page in place of the object: a login, or its page for what it does not have"
+    return None
 
 
 def _session_of(options: HTTPOptions) -> Callable[[], aiohttp.ClientSession]:
@@ -261,7 +222,7 @@ def _session_of(options: HTTPOptions) -> Callable[[], aiohttp.ClientSession]:
             trust_env=False,
             read_bufsize=READ_BUFFER,
             timeout=aiohttp.ClientTimeout(
-                total=None, sock_connect=options.connect_timeout, sock_read=options.stall_timeout
+                total=None, sock_connect=options.connect_seconds, sock_read=options.stall_timeout
             ),
         )
 

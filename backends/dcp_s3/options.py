@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from dcp_core.config import BucketKeywords, BucketOptions, LoadKeywords, SaveKeywords
 from dcp_core.errors import ConfigurationError
 
-__all__ = ["S3Options"]
+__all__ = ["S3LoadKeywords", "S3Options", "S3SaveKeywords"]
 
 
 @dataclass(frozen=True)
-class S3Options:
+class S3Options(BucketOptions):
     """How to reach a bucket and how to store objects in it.
 
     What is left out comes from where every AWS SDK looks: environment variables, the shared configuration
@@ -24,7 +25,8 @@ class S3Options:
         profile: name of a profile in the shared configuration.
         access_key_id, secret_access_key, session_token: explicit credentials; never shown.
         anonymous: send unsigned requests.
-        addressing_style: ``path`` (endpoint/bucket/key), ``virtual`` (bucket.endpoint/key) or ``auto``.
+        addressing_style: ``path`` (endpoint/bucket/key), ``virtual`` (bucket.endpoint/key) or ``auto``;
+            ``None`` is what the shared configuration says.
         sse: server-side encryption of every object: ``AES256``, ``aws:kms`` or ``aws:kms:dsse``.
         kms_key_id: key for the ``aws:kms`` kinds; the bucket's own if ``None``.
         bucket_key: use an S3 Bucket Key with KMS, which cuts the calls to KMS.
@@ -34,10 +36,6 @@ class S3Options:
         expected_bucket_owner: account id that must own the bucket.
         checksums: send a CRC32C with every part, which the store checks. Off only for stores that refuse
             the header; loads are checked all the same.
-        connect_timeout: seconds to wait for a connection.
-        stall_timeout: seconds without a byte moved after which a request is cut and tried again.
-        ca_bundle: file of certificate authorities; ``None`` is the SDK's choice.
-        verify_tls: ``False`` accepts any certificate, for tests.
     """
 
     endpoint_url: str | None = None
@@ -47,7 +45,7 @@ class S3Options:
     secret_access_key: str | None = field(default=None, repr=False)
     session_token: str | None = field(default=None, repr=False)
     anonymous: bool = False
-    addressing_style: Literal["auto", "path", "virtual"] = "auto"
+    addressing_style: Literal["auto", "path", "virtual"] | None = None
     sse: Literal["AES256", "aws:kms", "aws:kms:dsse"] | None = None
     kms_key_id: str | None = None
     bucket_key: bool | None = None
@@ -56,13 +54,10 @@ class S3Options:
     requester_pays: bool = False
     expected_bucket_owner: str | None = None
     checksums: bool = True
-    connect_timeout: float = 10.0
-    stall_timeout: float = 30.0
-    ca_bundle: str | None = None
-    verify_tls: bool = True
 
     def __post_init__(self) -> None:
-        if self.addressing_style not in ("auto", "path", "virtual"):
+        super().__post_init__()
+        if self.addressing_style not in (None, "auto", "path", "virtual"):
             raise ConfigurationError(
                 f"addressing_style must be auto, path or virtual, got {self.addressing_style!r}"
             )
@@ -72,5 +67,30 @@ class S3Options:
             raise ConfigurationError("kms_key_id needs sse='aws:kms' or sse='aws:kms:dsse'")
         if (self.access_key_id is None) != (self.secret_access_key is None):
             raise ConfigurationError("access_key_id and secret_access_key go together")
-        if self.connect_timeout <= 0 or self.stall_timeout <= 0:
-            raise ConfigurationError("connect_timeout and stall_timeout must be positive")
+
+
+class _S3Keywords(BucketKeywords, total=False):
+    endpoint_url: str | None
+    region: str | None
+    profile: str | None
+    access_key_id: str | None
+    secret_access_key: str | None
+    session_token: str | None
+    anonymous: bool
+    addressing_style: Literal["auto", "path", "virtual"] | None
+    sse: Literal["AES256", "aws:kms", "aws:kms:dsse"] | None
+    kms_key_id: str | None
+    bucket_key: bool | None
+    storage_class: str | None
+    tags: Mapping[str, str] | None
+    requester_pays: bool
+    expected_bucket_owner: str | None
+    checksums: bool
+
+
+class S3SaveKeywords(SaveKeywords, _S3Keywords, total=False):
+    """Options of ``S3StorageWriter``."""
+
+
+class S3LoadKeywords(LoadKeywords, _S3Keywords, total=False):
+    """Options of ``S3StorageReader``."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 import io
 import math
 import mmap
-import pickle
 import struct
 import sys
 from functools import lru_cache
@@ -22,10 +21,13 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = ["FrameTemplate", "find_payload", "frame_template", "generic_frame", "is_plain"]
+from dcp_core.runtime.torch_private import differs, without_modes, write_zip
+
+__all__ = ["FrameTemplate", "find_payload", "frame_template", "generic_frame"]
 
 _LOCAL_HEADER = struct.Struct("<4sHHHHHIIIHH")
 _LOCAL_MAGIC = b"PK\x03\x04"
+_CENTRAL_MAGIC = b"PK\x01\x02"
 _PAYLOAD_NAME = b"/data/0"
 #: From Linux's <asm-generic/mman.h>; not every release of Python's mmap names it.
 _MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0
@@ -45,26 +47,22 @@ class FrameTemplate(NamedTuple):
         return len(self.header) + self.payload_size + len(self.tail)
 
 
-def is_plain(tensor: torch.Tensor) -> bool:
-    """Whether ``tensor`` is dense memory of a dtype whose elements alone describe it."""
-    return (
-        type(tensor) in (torch.Tensor, torch.nn.Parameter)
-        and tensor.layout is torch.strided
-        and not tensor.is_quantized
-        and tensor.device.type != "meta"
-    )
-
-
 @lru_cache(maxsize=8192)
-def frame_template(dtype: torch.dtype, shape: tuple[int, ...]) -> FrameTemplate:
-    """The frame of C-contiguous CPU tensors of this dtype and shape."""
-    blank = _untouched(dtype, shape)
-    pieces = _torch_save_pieces(blank)
+def frame_template(dtype: torch.dtype, shape: tuple[int, ...], alignment: int | None = None) -> FrameTemplate:
+    """The frame of C-contiguous CPU tensors of this dtype and shape.
+
+    Args:
+        alignment: of the elements in the frame, in bytes; that of torch's configuration by default.
+    """
+    # kept for the whole process: the modes of whoever comes first have no part in it
+    with without_modes():
+        blank = _untouched(dtype, shape)
+        pieces = _torch_save_pieces(blank, alignment)
     if blank.nbytes == 0:
         return FrameTemplate(b"".join(pieces), 0, b"")
     index = _payload_index(pieces)
     if pieces[index].nbytes != blank.nbytes:
-        raise AssertionError(f"torch.save wrote {pieces[index].nbytes} bytes for {blank.nbytes} of {dtype}")
+        raise differs("torch.save", f"wrote {pieces[index].nbytes} bytes for {blank.nbytes} of {dtype}")
     return FrameTemplate(b"".join(pieces[:index]), blank.nbytes, b"".join(pieces[index + 1 :]))
 
 
@@ -72,7 +70,7 @@ def _untouched(dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
     """A tensor of address space: nothing reads or writes it, so the kernel backs it with no memory."""
     size = math.prod(shape) * dtype.itemsize
     if size == 0:
-        return torch.empty(shape, dtype=dtype)
+        return torch.empty(shape, dtype=dtype, device="cpu")
     # without a reservation it may exceed the machine's memory, as a device's tensor can
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
     memory = mmap.mmap(-1, size, flags=flags)
@@ -95,16 +93,23 @@ class _Pieces:
         """Nothing is buffered here."""
 
 
-def _torch_save_pieces(tensor: torch.Tensor) -> list[memoryview]:
+def _torch_save_pieces(tensor: torch.Tensor, alignment: int | None) -> list[memoryview]:
     sink = _Pieces()
-    alignment = torch.serialization._get_storage_alignment()
-    # the writer takes anything with write(); torch's stubs ask for a whole file, and leave _save untyped
-    writer = torch._C.PyTorchFileWriter(sink, False, alignment)  # type: ignore[call-overload]
-    torch.serialization._save(  # type: ignore[no-untyped-call]
-        tensor, writer, pickle, torch.serialization.DEFAULT_PROTOCOL, False
-    )
-    writer.write_end_of_file()
+    if not write_zip(tensor, sink, alignment) and tensor.nbytes:
+        _clear_crc(sink.views)
     return sink.views
+
+
+def _clear_crc(pieces: list[memoryview]) -> None:
+    """Take the CRC of the blank elements out of what follows them: other elements will stand there."""
+    start = _payload_index(pieces) + 1
+    after = bytearray(b"".join(pieces[start:]))
+    directory = after.index(_CENTRAL_MAGIC)
+    entry = after.rindex(_CENTRAL_MAGIC, directory, after.index(_PAYLOAD_NAME, directory))
+    # in the descriptor behind the elements, and in the directory
+    for crc_at in (4, entry + 16):
+        after[crc_at : crc_at + 4] = bytes(4)
+    pieces[start:] = [memoryview(bytes(after))]
 
 
 def _payload_index(pieces: list[memoryview]) -> int:
@@ -117,11 +122,14 @@ def _payload_index(pieces: list[memoryview]) -> int:
                 padding -= pieces[after].nbytes
                 after += 1
             return after
-    raise AssertionError("torch.save wrote no storage record")
+    raise differs("torch.save", "wrote no storage record")
 
 
 def generic_frame(value: torch.Tensor) -> bytes:
-    """The frame of a tensor that is not plain: sparse, quantized, a subclass. A copy."""
+    """The frame of a tensor that its elements alone do not describe: quantized, or a subclass. A copy."""
+    if value.untyped_storage().nbytes() != value.nbytes:
+        # torch.save would write the whole storage
+        value = value.clone()
     buffer = io.BytesIO()
     torch.save(value, buffer)
     return buffer.getvalue()

@@ -7,16 +7,17 @@ stock readers and by an unpickler that admits only plain data.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from torch.distributed.checkpoint.filesystem import _StorageInfo
-
 from dcp_core.format.checksum import BLOCK_SIZE, unpack
+from dcp_core.format.inert import MalformedPickleError
+from dcp_core.runtime.torch_private import StorageInfo
 
-__all__ = ["Payload", "StorageInfo", "payload_of", "storage_info"]
+__all__ = ["FACTS", "Payload", "StorageInfo", "payload_of", "recorded_facts", "storage_info"]
 
-StorageInfo = _StorageInfo
-_ATTRIBUTE = "dcp_cloud"
+#: The name of the attribute.
+FACTS = "dcp_cloud"
 _VERSION = 1
 
 
@@ -39,31 +40,55 @@ class Payload(NamedTuple):
         """The CRC32C of block number ``block``."""
         return unpack(self.checksums[4 * block : 4 * block + 4])[0]
 
-    @property
-    def complete(self) -> bool:
-        """Whether there is a checksum for every block."""
-        return len(self.checksums) == 4 * -(-self.size // BLOCK_SIZE)
-
 
 def storage_info(name: str, offset: int, length: int, payload: Payload) -> StorageInfo:
     """The storage info of a frame of ``length`` bytes at ``offset`` of the object ``name``."""
     info = StorageInfo(relative_path=name, offset=offset, length=length)
-    setattr(info, _ATTRIBUTE, (_VERSION, *payload))
+    setattr(info, FACTS, (_VERSION, *payload))
     return info
 
 
-def payload_of(info: StorageInfo) -> Payload | None:
-    """What this library recorded about the payload; ``None`` in frames of other writers.
+def is_newer(holder: object) -> bool:
+    """Whether a newer release of this library wrote ``holder``, a storage info or the metadata itself.
 
-    Facts that do not fit the frame are treated as absent: the frame itself can still be parsed.
+    It says so with the same attribute, which may then mean what this release cannot know: that other
+    checkpoints refer to the same objects, for one.
     """
-    recorded: Any = getattr(info, _ATTRIBUTE, None)
-    if not isinstance(recorded, tuple) or len(recorded) != 5 or recorded[0] != _VERSION:
+    recorded: Any = getattr(holder, FACTS, None)
+    return recorded is not None and not (isinstance(recorded, tuple) and recorded[:1] == (_VERSION,))
+
+
+def transforms_of(info: StorageInfo) -> Sequence[str]:
+    """The stream transforms, such as a compression, that the writer put the frame through."""
+    # absent in records of releases without transforms, and in that class of theirs
+    return getattr(info, "transform_descriptors", None) or ()
+
+
+def recorded_facts(value: Any, length: int) -> tuple[Any, ...]:
+    """The attribute of a frame of ``length`` bytes as it was read from a commit record, checked.
+
+    What a newer release wrote is cut down to its version: this one knows no more of it.
+
+    Raises:
+        MalformedPickleError: it is not what :func:`storage_info` sets.
+    """
+    if type(value) is not tuple or not value or type(value[0]) is not int or value[0] < _VERSION:
+        raise MalformedPickleError("the facts about a payload are damaged")
+    if value[0] > _VERSION:
+        return value[:1]
+    if tuple(map(type, value)) != (int, int, int, bool, bytes):
+        raise MalformedPickleError("the facts about a payload are damaged")
+    _, offset, size, _, checksums = value
+    if offset < 0 or size < 0 or offset + size > length:
+        raise MalformedPickleError("a payload does not fit into its frame")
+    if len(checksums) not in (0, 4 * -(-size // BLOCK_SIZE)):
+        raise MalformedPickleError("a payload has too few or too many checksums")
+    return value
+
+
+def payload_of(info: StorageInfo) -> Payload | None:
+    """What this library recorded about the payload; ``None`` in frames of other writers."""
+    recorded: Any = getattr(info, FACTS, None)
+    if not isinstance(recorded, tuple) or recorded[0] != _VERSION:
         return None
-    _, offset, size, plain, checksums = recorded
-    if not (isinstance(offset, int) and isinstance(size, int) and isinstance(checksums, bytes)):
-        return None
-    if offset < 0 or size < 0 or offset + size > info.length:
-        return None
-    payload = Payload(offset, size, bool(plain), checksums)
-    return payload if payload.complete else payload._replace(checksums=b"")
+    return Payload(*recorded[1:])

@@ -2,31 +2,41 @@
 
 ::
 
-    load
-    ├── _probe          foreign frames above 1 MiB: where are the elements?  (first bytes of each)
-    └── Transfer.run
-        └── _Fetch      one request; after a broken connection it goes on where it was
-            └── step    receive into the target, or into scratch and place
+    read
+    ├── require_covered  does the plan ask for everything?
+    ├── _probe           foreign frames above 1 MiB: where are the elements?  (first bytes of each)
+    ├── _in_rounds       may all targets be written at the same time?
+    └── Transfer.run     a round's requests
+        └── Receiver     one request; after a broken connection it goes on where it was
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
-from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner
 
-from dcp_core.collector import collector_paused
 from dcp_core.config import MIB, LoadOptions
-from dcp_core.errors import CheckpointCorruptError, CheckpointReplacedError, TransientError
-from dcp_core.format.checksum import BLOCK_SIZE, crc32c
+from dcp_core.format.checksum import BLOCK_SIZE
 from dcp_core.format.frames import find_payload
-from dcp_core.load.plan import Placement, Request, Step, coalesce, request_size_for
+from dcp_core.format.stored import transforms_of
+from dcp_core.load.coverage import require_covered
+from dcp_core.load.item import Item, item_of
+from dcp_core.load.objects import PinnedObjects
+from dcp_core.load.open_targets import OpenTargets, looks_up
+from dcp_core.load.overlap import Region, rounds
+from dcp_core.load.plan import Placement, Request, coalesce, request_size_for
+from dcp_core.load.receive import Receiver, receive
 from dcp_core.load.source import Catalog, Source
-from dcp_core.load.target import BytesTarget, Completion, Target, TensorTarget
-from dcp_core.store import ObjectStore, RangeReader
-from dcp_core.transfer import Transfer, tensor_bytes
+from dcp_core.load.target import Target, TensorTarget
+from dcp_core.runtime.gc_pause import gc_paused
+from dcp_core.runtime.tensor_memory import cpu_buffer, tensor_bytes
+from dcp_core.runtime.torch_private import current_accelerator
+from dcp_core.seam.location import Location
+from dcp_core.seam.store import ReadableStore
+from dcp_core.transfer import Transfer
 
 __all__ = ["RankReader"]
 
@@ -37,67 +47,72 @@ _PROBE_ABOVE = 1 << 20
 _PROBE_SIZE = 8192
 
 
-class _ChecksumMismatch(TransientError):
-    """Bytes differ from their checksum: damaged on the way, until a second reading says otherwise."""
-
-
 class RankReader:
     """Loads what one rank was planned to read."""
 
     def __init__(
-        self, store: ObjectStore, options: LoadOptions, transfer: Transfer, key_of: Callable[[str], str]
+        self, store: ReadableStore, location: Location, options: LoadOptions, transfer: Transfer
     ) -> None:
-        self._store = store
+        self._objects = PinnedObjects(store, location)
         self._options = options
         self._transfer = transfer
-        self._key_of = key_of
-        self._versions: dict[str, str] = {}
-        self._lock = threading.Lock()
 
-    def read(self, plan: LoadPlan, planner: LoadPlanner, catalog: Catalog) -> None:
-        """Fetch all items of ``plan`` into the state dict of ``planner``."""
-        targets, requests, completion = self.plan(plan, planner, catalog)
-        self._transfer.run(
-            requests,
-            lambda request: _Fetch(self, request, targets, completion).run(),
-            max(1, min(self._options.concurrency, len(requests))),
-        )
-        for device in {target.device for target in targets if target.device.type != "cpu"}:
-            torch.accelerator.synchronize(device)
+    def read(self, plan: LoadPlan, planner: LoadPlanner, metadata: Metadata) -> None:
+        """Fetch all items of ``plan`` into the state dict of ``planner``.
 
-    def plan(
-        self, plan: LoadPlan, planner: LoadPlanner, catalog: Catalog
-    ) -> tuple[list[Target], list[Request], Completion]:
-        """What to ask for and where it goes; asks for nothing but the heads of large foreign frames."""
-        with collector_paused():
+        Raises:
+            CheckpointCorruptError: the record or the data is not what was saved; the plan falls short.
+            UnsupportedTensorError: a tensor cannot be loaded into.
+            UntrustedDataError: an item needs types that are not admitted.
+        """
+        with self._objects.named():
+            require_covered(plan, planner, metadata)
+            items = self.items(plan, Catalog(metadata))
+            targets = OpenTargets(planner)
+            for part in _in_rounds(items, targets) if looks_up(planner) else [items]:
+                self._receive(self.requests(part, targets), items, targets)
+            targets.require_all()
+        for device in targets.devices:
+            _synchronize(device)
+
+    def items(self, plan: LoadPlan, catalog: Catalog) -> list[Item]:
+        """The plan's items; asks for nothing but the heads of large foreign frames."""
+        with gc_paused():
             sources = [(item.type, catalog.source(item)) for item in plan.items]
         located = self._located(sources)
-        completion = Completion(planner)
-        with collector_paused():
+        with gc_paused():
             reads = zip(plan.items, located, strict=True)
-            targets = [self._target(number, read, planner) for number, read in enumerate(reads)]
-            return targets, self._requests(targets, completion), completion
+            return [item_of(number, *read, self._options) for number, read in enumerate(reads)]
 
-    def _target(self, number: int, read: tuple[ReadItem, Source], planner: LoadPlanner) -> Target:
-        item, source = read
-        if item.type is LoadItemType.BYTE_IO:
-            return BytesTarget(number, item, source, self._options)
-        return TensorTarget(number, item, source, planner.resolve_tensor(item))
-
-    def _requests(self, targets: Sequence[Target], completion: Completion) -> list[Request]:
+    def requests(self, items: Iterable[Item], targets: OpenTargets) -> list[Request]:
+        """What to ask for, from the plan and the commit record alone."""
         options = self._options
         # What does not go straight into a tensor passes through a buffer of one piece for each connection.
         # Small pieces also let requests come out even.
         piece = min(_PIECE, options.request_size, max(BLOCK_SIZE, options.memory // options.concurrency))
         placements: list[Placement] = []
-        for target in targets:
-            before = len(placements)
-            placements += target.placements(piece, options.gap)
-            completion.expect(target, len(placements) - before)
-        total = sum(placement.stop - placement.start for placement in placements)
-        return coalesce(
-            placements, request_size_for(total, options.request_size, options.concurrency), options.gap
-        )
+        with gc_paused():
+            for item in items:
+                before = len(placements)
+                placements += item.placements(piece, options.gap)
+                targets.expect(item, len(placements) - before)
+            total = sum(placement.stop - placement.start for placement in placements)
+            return coalesce(
+                placements, request_size_for(total, options.request_size, options.concurrency), options.gap
+            )
+
+    def _receive(self, requests: Sequence[Request], items: Sequence[Item], targets: OpenTargets) -> None:
+        def fetch(request: Request) -> None:
+            Receiver(
+                request,
+                items,
+                targets,
+                objects=self._objects,
+                transfer=self._transfer,
+                verify=self._options.verify,
+            ).run()
+
+        self._transfer.run(requests, fetch, max(1, min(self._options.concurrency, len(requests))))
 
     def _located(self, sources: list[tuple[LoadItemType, Source]]) -> list[Source]:
         """Sources with the elements of large foreign frames found. One request a frame, in parallel."""
@@ -107,7 +122,7 @@ class RankReader:
             if kind is LoadItemType.TENSOR
             and source.payload is None
             and source.info.length > _PROBE_ABOVE
-            and not source.info.transform_descriptors
+            and not transforms_of(source.info)
         }
         if not frames:
             return [source for _, source in sources]
@@ -116,12 +131,12 @@ class RankReader:
         return [located.get((source.info.relative_path, source.info.offset), source) for _, source in sources]
 
     def _probe(self, source: Source) -> Source:
-        head = torch.empty(_PROBE_SIZE, dtype=torch.uint8)
+        head = cpu_buffer(_PROBE_SIZE)
         start = source.info.offset
         request = Request(source.info.relative_path, start, start + _PROBE_SIZE)
 
         def read() -> None:
-            with self.open(request, start) as reader:
+            with self._objects.open(request, start) as reader:
                 receive(reader, tensor_bytes(head), request.name)
 
         self._transfer.attempt(read)
@@ -129,213 +144,42 @@ class RankReader:
         offset = find_payload(tensor_bytes(head), source.dtype, source.shape)
         return source if offset is None else source.with_elements_at(offset)
 
-    def open(self, request: Request, start: int) -> _Checked:
-        """Open ``request`` from ``start`` on."""
-        return _Checked(self, request, start)
 
-    def attempt(self, call: Callable[[], None]) -> None:
-        self._transfer.attempt(call)
+def _in_rounds(items: Sequence[Item], targets: OpenTargets) -> list[list[Item]]:
+    """``items`` by round: those of one round do not share memory, and where items do, the later ones of
+    stock's order come later.
 
-    def check_deadline(self) -> None:
-        self._transfer.check_deadline()
-
-    @property
-    def verify(self) -> bool:
-        return self._options.verify
-
-    def pin(self, request: Request, reader: RangeReader) -> None:
-        """Hold the object to the version and size that the rest of this load relies on."""
-        info = reader.info
-        with self._lock:
-            version = self._versions.setdefault(request.name, info.version)
-        if version != info.version:
-            raise CheckpointReplacedError(
-                "the object changed during this load; load again",
-                bucket=self._store.bucket,
-                key=self._key_of(request.name),
-            )
-        if info.size < request.stop:
-            raise CheckpointCorruptError(
-                f"the object has {info.size} bytes, the commit record needs {request.stop}: it is cut short",
-                bucket=self._store.bucket,
-                key=self._key_of(request.name),
-            )
-
-
-class _Checked:
-    """A range reader whose object has been checked against the rest of the load."""
-
-    def __init__(self, owner: RankReader, request: Request, start: int) -> None:
-        self._owner = owner
-        self._request = request
-        self._context = owner._store.read_range(owner._key_of(request.name), start, request.stop)
-
-    def __enter__(self) -> RangeReader:
-        reader = self._context.__enter__()
-        try:
-            self._owner.pin(self._request, reader)
-        except BaseException as error:
-            self._context.__exit__(type(error), error, error.__traceback__)
-            raise
-        return reader
-
-    def __exit__(self, *details: object) -> None:
-        self._context.__exit__(*details)  # type: ignore[arg-type]
-
-
-class _Fetch:
-    """One request, with the position reached so far."""
-
-    def __init__(
-        self, owner: RankReader, request: Request, targets: Sequence[Target], completion: Completion
-    ) -> None:
-        self._owner = owner
-        self._request = request
-        self._targets = targets
-        self._completion = completion
-        self._steps = iter(request.steps)
-        self._mismatches = 0
-        self._step: _StepState | None = None
-        self._advance()
-
-    def run(self) -> None:
-        while self._step is not None:
-            self._owner.attempt(self._receive)
-
-    def _advance(self) -> _StepState | None:
-        """Go on with the next step."""
-        step = next(self._steps, None)
-        scratch = None if self._step is None else self._step.scratch
-        self._step = None if step is None else _StepState(step, self._targets, scratch)
-        return self._step
-
-    def _receive(self) -> None:
-        step = self._step
-        if step is None:
-            return
-        position = step.position
-        with self._owner.open(self._request, position) as reader:
-            while step is not None:
-                _skip(reader, step.position - position, self._request.name)
-                self._receive_step(step, reader)
-                position = step.step.stop
-                step = self._advance()
-
-    def _receive_step(self, step: _StepState, reader: RangeReader) -> None:
-        for start, stop in step.stretches():
-            self._owner.check_deadline()
-            receive(reader, step.view(start, stop), self._request.name)
-            if self._owner.verify:
-                self._verify(step, start, stop)
-            step.position = stop
-        for target in step.place():
-            self._completion.done(target)
-
-    def _verify(self, step: _StepState, start: int, stop: int) -> None:
-        found = step.mismatch(start, stop)
-        if found is None:
-            return
-        placement, problem = found
-        self._mismatches += 1
-        kind = CheckpointCorruptError if self._mismatches > 1 else _ChecksumMismatch
-        raise kind(problem, bucket=self._owner._store.bucket, key=self._owner._key_of(placement.name))
-
-
-class _StepState:
-    """One step: the memory it is received into, and how far it has come.
-
-    ``scratch`` is the buffer of the request's earlier steps, used again where nothing else refers to it.
+    What its own type has to copy comes first: only trying shows whether that can, and when it cannot, nothing
+    else has been changed.
     """
+    with gc_paused():
+        looked_at = targets.look_at(items)
+        objects: dict[str, int] = {}
+        for item in items:
+            objects.setdefault(item.source.info.relative_path, len(objects))
+        # stock reads object by object, in the order of the plan
+        order = sorted(range(len(items)), key=lambda n: objects[items[n].source.info.relative_path])
+        numbers = rounds([_region(looked_at[n]) for n in order])
+        found: dict[tuple[bool, int], list[Item]] = {}
+        for number, position in sorted(zip(order, numbers, strict=True)):
+            target = looked_at[number]
+            own_type = isinstance(target, TensorTarget) and target.span is None
+            found.setdefault((not own_type, position), []).append(items[number])
+        return [found[key] for key in sorted(found)]
 
-    def __init__(self, step: Step, targets: Sequence[Target], scratch: torch.Tensor | None) -> None:
-        self.step = step
-        self.position = step.start
-        self.scratch = scratch
-        self._targets = [targets[placement.item] for placement in step.placements]
-        self._direct: memoryview | None = None
-        if len(self._targets) == 1:
-            self._direct = self._targets[0].direct(step.placements[0])
-        self._memory = self._direct
 
-    def view(self, start: int, stop: int) -> memoryview:
-        """The memory for bytes ``[start, stop)`` of the object."""
-        if self._memory is None:
-            self._memory = self._allocate()
-        return self._memory[start - self.step.start : stop - self.step.start]
-
-    def _allocate(self) -> memoryview:
-        size = self.step.stop - self.step.start
-        if any(target.device.type != "cpu" for target in self._targets):
-            # copies to a device are not waited for: the allocator holds the buffer until they are done
-            self.scratch = torch.empty(size, dtype=torch.uint8, pin_memory=True)
-        elif self.scratch is None or self.scratch.numel() < size or self.scratch.is_pinned():
-            self.scratch = torch.empty(size, dtype=torch.uint8)
-        return tensor_bytes(self.scratch)
-
-    def stretches(self) -> Iterator[tuple[int, int]]:
-        """Bytes to receive before the next check: up to the end of the next whole checksum block.
-
-        A step of several placements is received at once: their blocks need not line up.
-        """
-        position, end = self.position, self.step.stop
-        source = self._targets[0].source
-        if len(self._targets) > 1 or source.payload is None:
-            yield position, end
-            return
-        base = source.start
-        while position < end:
-            border = base + ((position - base) // BLOCK_SIZE + 1) * BLOCK_SIZE
-            yield position, min(border, end)
-            position = min(border, end)
-
-    def mismatch(self, start: int, stop: int) -> tuple[Placement, str] | None:
-        """The first placement with a block that lies wholly in ``[start, stop)`` and is not as saved."""
-        for target, placement in zip(self._targets, self.step.placements, strict=True):
-            payload, base = target.source.payload, target.source.start
-            if payload is None or not payload.checksums:
-                continue
-            low, high = max(start, placement.start) - base, min(stop, placement.stop) - base
-            block = -(-low // BLOCK_SIZE)
-            while (first := block * BLOCK_SIZE) < high:
-                last = min(first + BLOCK_SIZE, payload.size)
-                if last > high:
-                    break
-                if crc32c(self.view(base + first, base + last)) != payload.checksum(block):
-                    return placement, (
-                        f"bytes {base + first}–{base + last} of {target.item.storage_index.fqn!r} "
-                        "do not have the checksum they were saved with"
-                    )
-                block += 1
+def _region(target: Target) -> Region | None:
+    if not isinstance(target, TensorTarget):
         return None
-
-    def place(self) -> list[Target]:
-        """Hand the bytes over, unless they are there; returns the targets that got theirs."""
-        if self._direct is None:
-            assert self.scratch is not None
-            for target, placement in zip(self._targets, self.step.placements, strict=True):
-                start, stop = placement.start - self.step.start, placement.stop - self.step.start
-                memory = target.direct(placement)
-                if memory is None:
-                    target.place(placement, self.scratch[start:stop])
-                else:
-                    memory[:] = self.view(placement.start, placement.stop)
-        return self._targets
+    if target.span is None:
+        return Region("objects", target.identity, target.identity + 1, (), ())
+    data, itemsize = target.data, target.data.element_size()
+    strides = tuple(stride * itemsize for stride in data.stride())
+    return Region(str(data.device), *target.span, tuple(data.shape), strides)
 
 
-def receive(reader: RangeReader, view: memoryview, name: str) -> None:
-    """Fill ``view``.
-
-    Raises:
-        TransientError: the answer ended early.
-    """
-    while view.nbytes:
-        count = reader.readinto(view)
-        if count <= 0:
-            raise TransientError(f"the answer ended {view.nbytes} bytes early", key=name)
-        view = view[count:]
-
-
-def _skip(reader: RangeReader, count: int, name: str) -> None:
-    """Read ``count`` unneeded bytes, which are at most a gap."""
-    if count:
-        receive(reader, memoryview(bytearray(count)), name)
+def _synchronize(device: torch.device) -> None:
+    """Wait for the copies to a device; one that torch.accelerator does not know waits by itself."""
+    accelerator = current_accelerator()
+    if accelerator is not None and accelerator.type == device.type:
+        torch.accelerator.synchronize(device)

@@ -17,6 +17,7 @@ __all__ = [
     "Placement",
     "Request",
     "Step",
+    "boxes_of",
     "coalesce",
     "cut_flat",
     "cut_region",
@@ -43,7 +44,7 @@ class Placement(NamedTuple):
     """Bytes ``[start, stop)`` of the object ``name`` for the read item number ``item``.
 
     ``box`` says which elements of the stored chunk they hold, from its first to its last one with
-    whatever lies between; ``None`` says that they are adjacent elements for a dense target, from its
+    whatever lies between; ``None`` says that they are adjacent elements of the item, in C order, from its
     element number ``first`` on. Items that are not placed by element have ``first == -1``.
     """
 
@@ -108,6 +109,32 @@ def _span(strides: Sequence[int], box: Box) -> tuple[int, int]:
     start = sum(offset * stride for offset, stride in zip(box.offsets, strides, strict=True))
     last = sum((length - 1) * stride for length, stride in zip(box.lengths, strides, strict=True))
     return start, start + last + 1
+
+
+def boxes_of(sizes: tuple[int, ...], start: int, stop: int) -> Iterator[Box]:
+    """Boxes that hold elements ``[start, stop)`` of a C-contiguous array of ``sizes``, in that order."""
+    if start >= stop:
+        return
+    if not sizes:
+        yield Box((), ())
+        return
+    row = math.prod(sizes[1:])
+    first, begin = divmod(start, row)
+    last, end = divmod(stop, row)
+    if first == last:
+        yield from _in_row(sizes, first, begin, end)
+        return
+    if begin:
+        yield from _in_row(sizes, first, begin, row)
+        first += 1
+    if first < last:
+        yield Box((first, *(0 for _ in sizes[1:])), (last - first, *sizes[1:]))
+    yield from _in_row(sizes, last, 0, end)
+
+
+def _in_row(sizes: tuple[int, ...], row: int, start: int, stop: int) -> Iterator[Box]:
+    for box in boxes_of(sizes[1:], start, stop):
+        yield Box((row, *box.offsets), (1, *box.lengths))
 
 
 def cut_flat(start: int, stop: int, size: int, block: int) -> Iterator[tuple[int, int]]:

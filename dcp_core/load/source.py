@@ -76,7 +76,7 @@ class Catalog:
         payload = payload_of(info)
         if item.type is LoadItemType.BYTE_IO:
             return Source(info, payload)
-        entry = self._metadata.state_dict_metadata[item.storage_index.fqn]
+        entry = self._metadata.state_dict_metadata.get(item.storage_index.fqn)
         if not isinstance(entry, TensorStorageMetadata):
             raise CheckpointCorruptError(f"{item.storage_index.fqn!r} is read as a tensor but is none")
         dtype, shape = entry.properties.dtype, self._shape(item.storage_index, entry)

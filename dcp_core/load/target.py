@@ -1,7 +1,11 @@
 """The state dict's side of a load: what bytes become.
 
-A target is one read item. Bytes are received straight into it where it is dense CPU memory of the stored
-dtype; otherwise they pass through a bounded scratch buffer.
+::
+
+    tensor with memory of its own ── CPU, contiguous, stored dtype ──> received there
+                                  ── otherwise                     ──> scratch, then copied piece by piece
+    any other tensor              ────────────────────────────────> assembled, then one copy_ by its own type
+    non-tensor item               ────────────────────────────────> a BytesIO for the planner
 """
 
 from __future__ import annotations
@@ -9,54 +13,49 @@ from __future__ import annotations
 import abc
 import io
 import math
-import threading
-from collections.abc import Iterable, Iterator
 
 import torch
-from torch.distributed._shard._utils import narrow_tensor_by_index
-from torch.distributed.checkpoint._extension import ExtensionRegistry, StreamTransformExtension
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.planner import LoadPlanner, ReadItem
 
-from dcp_core.config import LoadOptions
-from dcp_core.errors import CheckpointCorruptError, UntrustedDataError
-from dcp_core.format.checksum import BLOCK_SIZE
-from dcp_core.format.frames import find_payload
-from dcp_core.load.plan import Box, Placement, cut_flat, cut_region, flat_range, strides_of
+from dcp_core.errors import CheckpointCorruptError, UnsupportedTensorError
+from dcp_core.format.stored import transforms_of
+from dcp_core.load.decode import decode_tensor, refuse_code, transformed
+from dcp_core.load.plan import Box, Placement, boxes_of, strides_of
 from dcp_core.load.source import Source
-from dcp_core.transfer import tensor_bytes
-
-#: Values of Python's own that torch's restricted loader leaves out, under both of their pickled names.
-_HARMLESS = {
-    f"{module}.{name}"
-    for module in ("builtins", "__builtin__")
-    for name in ("bytes", "bytearray", "set", "frozenset", "complex")
-}
+from dcp_core.runtime.memory_map import ReadOnlyMemory
+from dcp_core.runtime.tensor_memory import (
+    cpu_buffer,
+    memory_span,
+    narrow,
+    overlaps_itself,
+    tensor_bytes,
+    unreachable,
+)
+from dcp_core.runtime.torch_private import has_foreign_modes
 
 __all__ = ["BytesTarget", "Target", "TensorTarget"]
 
+_CPU = torch.device("cpu")
+
 
 class Target(abc.ABC):
-    """One read item: which bytes it needs and where they go."""
+    """Where one read item goes. Bytes of several placements may arrive at once, in any order."""
 
     #: Where the item's memory is.
-    device = torch.device("cpu")
+    device = _CPU
 
-    def __init__(self, number: int, item: ReadItem, source: Source) -> None:
-        self.number = number
-        self.item = item
-        self.source = source
+    def __init__(self, read: ReadItem, source: Source, *, weights_only: bool) -> None:
+        self._read = read
+        self._source = source
+        self._weights_only = weights_only
 
-    def placements(self, size: int, gap: int) -> Iterable[Placement]:
-        """The bytes this item needs, cut into pieces of about ``size``; here, its whole frame."""
-        del size, gap
-        info = self.source.info
-        if info.length == 0:
-            return ()
-        return (Placement(info.relative_path, info.offset, info.offset + info.length, self.number, -1),)
+    @abc.abstractmethod
+    def begin(self) -> None:
+        """Get the memory that is needed until :meth:`commit`. Called once, before bytes arrive."""
 
     def direct(self, placement: Placement) -> memoryview | None:
-        """Memory of the state dict that the bytes of ``placement`` may be received into."""
+        """Memory that the bytes of ``placement`` may be received into, if they may."""
         del placement
         return None
 
@@ -66,62 +65,93 @@ class Target(abc.ABC):
 
     @abc.abstractmethod
     def commit(self, planner: LoadPlanner) -> None:
-        """Tell the planner that the item is complete. One item at a time."""
+        """Complete the item and tell the planner. One item at a time."""
 
 
 class TensorTarget(Target):
-    """A tensor, or a slice of one."""
+    """A tensor, or a slice of one.
 
-    def __init__(self, number: int, item: ReadItem, source: Source, tensor: torch.Tensor) -> None:
-        super().__init__(number, item, source)
-        self._tensor = tensor
-        self._data = data = tensor.detach()
-        lengths = tuple(item.lengths)
+    Raises:
+        UnsupportedTensorError: no bytes can be brought into a tensor of this kind.
+        CheckpointCorruptError: it has another shape than what is read.
+    """
+
+    def __init__(
+        self,
+        read: ReadItem,
+        source: Source,
+        tensor: torch.Tensor,
+        *,
+        weights_only: bool,
+        read_only: ReadOnlyMemory,
+    ) -> None:
+        super().__init__(read, source, weights_only=weights_only)
+        if not isinstance(tensor, torch.Tensor):
+            raise self._unsupported(f"the planner gave a {type(tensor).__name__} for it")
+        try:
+            self._tensor = data = tensor.detach()
+        # a subclass may raise anything
+        except Exception as error:
+            raise self._unsupported(f"detach() of a {type(tensor).__name__} failed: {error}") from error
+        lengths = tuple(read.lengths)
         if data.shape != lengths:
             raise CheckpointCorruptError(
-                f"{item.dest_index.fqn!r}: the planner gave a tensor of shape {tuple(data.shape)} "
+                f"{read.dest_index.fqn!r}: the planner gave a tensor of shape {tuple(data.shape)} "
                 f"for a read of {lengths}"
             )
+        self._box = Box(tuple(read.storage_offsets), lengths)
         self.device = data.device
-        self._box = Box(tuple(item.storage_offsets), lengths)
-        self._dense = data.layout is torch.strided and data.is_contiguous()
-        #: the tensor's own memory, if bytes of the object can be received there as they are
+        #: Which tensor of the planner's it is, for as long as that holds it.
+        self.identity = id(tensor)
+        #: addresses of the tensor's elements, ``None`` where its type alone knows how to reach them
+        self.span = memory_span(data)
+        self._refuse(data, read_only)
+        #: what pieces are placed in: the tensor, or what its type copies from in the end
+        self._pieces = data
         self._memory: memoryview | None = None
+
+    def _refuse(self, data: torch.Tensor, read_only: ReadOnlyMemory) -> None:
+        if self.span is None:
+            reason = unreachable(data)
+        elif overlaps_itself(data):
+            reason = "has elements that share memory: clone() it"
+        elif data.device.type == "cpu" and read_only.holds(*self.span):
+            reason = "lies in memory that is mapped for reading only"
+        else:
+            return
+        if reason is not None:
+            raise self._unsupported(f"the tensor to load into {reason}")
+
+    def _unsupported(self, why: str) -> UnsupportedTensorError:
+        return UnsupportedTensorError(f"{self._read.dest_index.fqn!r} cannot be loaded: {why}")
+
+    @property
+    def data(self) -> torch.Tensor:
+        """The tensor, outside of any autograd graph."""
+        return self._tensor
+
+    def begin(self) -> None:
+        dtype = self._source.dtype
+        assert dtype is not None
+        if self.span is None and self._source.elements_known:
+            buffer = cpu_buffer(math.prod(self._box.lengths) * dtype.itemsize)
+            self._pieces = buffer.view(dtype).view(self._box.lengths)
+        pieces = self._pieces
         if (
-            self._dense
-            and data.device.type == "cpu"
-            and data.dtype is source.dtype
-            and not (data.is_conj() or data.is_neg())
+            (self.span is not None or pieces is not self._tensor)
+            and pieces.device.type == "cpu"
+            and pieces.dtype is dtype
+            and pieces.is_contiguous()
+            and not (pieces.is_conj() or pieces.is_neg())
+            # a mode of the caller's is to see what changes its tensors
+            and not has_foreign_modes()
         ):
-            self._memory = tensor_bytes(data)
+            self._memory = tensor_bytes(pieces)
 
     @property
     def _itemsize(self) -> int:
-        assert self.source.dtype is not None
-        return self.source.dtype.itemsize
-
-    def placements(self, size: int, gap: int) -> Iterable[Placement]:
-        source = self.source
-        if self._data.numel() == 0:
-            return ()
-        if not source.elements_known:
-            return super().placements(size, gap)
-        flat = flat_range(source.shape, self._box) if self._dense else None
-        if flat is None:
-            return self._boxes(size, gap)
-        name, base, itemsize = source.info.relative_path, source.start, self._itemsize
-        start, stop = flat[0] * itemsize, flat[1] * itemsize
-        if stop - start <= BLOCK_SIZE:
-            return (Placement(name, base + start, base + stop, self.number),)
-        return [
-            Placement(name, base + begin, base + end, self.number, (begin - start) // itemsize)
-            for begin, end in cut_flat(start, stop, size, BLOCK_SIZE)
-        ]
-
-    def _boxes(self, size: int, gap: int) -> Iterator[Placement]:
-        name, base, itemsize = self.source.info.relative_path, self.source.start, self._itemsize
-        for box, first, stop in cut_region(self.source.shape, self._box, itemsize, size, gap):
-            yield Placement(name, base + first * itemsize, base + stop * itemsize, self.number, 0, box)
+        assert self._source.dtype is not None
+        return self._source.dtype.itemsize
 
     def direct(self, placement: Placement) -> memoryview | None:
         if self._memory is None or placement.first < 0 or placement.box is not None:
@@ -131,129 +161,73 @@ class TensorTarget(Target):
 
     def place(self, placement: Placement, data: torch.Tensor) -> None:
         if placement.first < 0:
-            self._data.copy_(narrow_tensor_by_index(self._frame(data), self._box.offsets, self._box.lengths))
+            value = decode_tensor(self._read, self._source, data, weights_only=self._weights_only)
+            self._copy(self._pieces, narrow(value, self._box.offsets, self._box.lengths))
             return
-        assert self.source.dtype is not None
+        assert self._source.dtype is not None
         if data.storage_offset() % self._itemsize:
             data = data.clone()  # aligned
-        elements = data.view(self.source.dtype)
+        elements = data.view(self._source.dtype)
         if placement.box is None:
-            flat = self._data.view(-1)
-            flat[placement.first : placement.first + elements.numel()].copy_(elements, non_blocking=True)
+            self._place_range(placement.first, elements)
             return
         box = placement.box
-        stored = elements.as_strided(box.lengths, strides_of(self.source.shape))
+        stored = elements.as_strided(box.lengths, strides_of(self._source.shape))
         inside = [offset - origin for offset, origin in zip(box.offsets, self._box.offsets, strict=True)]
-        narrow_tensor_by_index(self._data, inside, box.lengths).copy_(stored, non_blocking=True)
+        self._copy(narrow(self._pieces, inside, box.lengths), stored)
 
-    def _frame(self, data: torch.Tensor) -> torch.Tensor:
-        """The chunk in a whole frame of any writer."""
-        source = self.source
-        assert source.dtype is not None
-        frame = data
-        if source.info.transform_descriptors:
-            frame = torch.frombuffer(bytearray(_transformed(source, data).read()), dtype=torch.uint8)
-        head = bytes(tensor_bytes(frame[:8192]))
-        offset = find_payload(head, source.dtype, source.shape)
-        if offset is not None:
-            size = math.prod(source.shape) * source.dtype.itemsize
-            if offset + size > frame.numel():
-                raise _damaged(self, "it is cut short")
-            # a clone is aligned for any dtype, which an offset into a frame need not be
-            return frame[offset : offset + size].clone().view(source.dtype).view(source.shape)
+    def _place_range(self, first: int, elements: torch.Tensor) -> None:
+        """Place elements that are adjacent in C order, the item's element number ``first`` and on."""
+        count = elements.numel()
+        if self._pieces.is_contiguous():
+            self._copy(self._pieces.view(-1)[first : first + count], elements)
+            return
+        position = 0
+        for box in boxes_of(self._box.lengths, first, first + count):
+            size = math.prod(box.lengths)
+            piece = elements[position : position + size].view(box.lengths)
+            self._copy(narrow(self._pieces, box.offsets, box.lengths), piece)
+            position += size
+
+    def _copy(self, target: torch.Tensor, value: torch.Tensor) -> None:
         try:
-            loaded = torch.load(io.BytesIO(tensor_bytes(frame)), map_location="cpu", weights_only=True)
-        # torch.load raises what it pleases on damaged input
+            # a pinned buffer stays as it is until the device has it
+            target.copy_(value, non_blocking=target.device.type != "cpu" and value.is_pinned())
+        # a subclass may raise anything
         except Exception as error:
-            raise _damaged(self, str(error)) from error
-        if not isinstance(loaded, torch.Tensor) or tuple(loaded.shape) != source.shape:
-            raise _damaged(self, f"it does not hold a tensor of shape {source.shape}")
-        return loaded
+            raise self._unsupported(
+                f"copying {value.dtype} into a {type(target).__name__} of {target.dtype} failed: {error}"
+            ) from error
 
     def commit(self, planner: LoadPlanner) -> None:
-        planner.commit_tensor(self.item, self._tensor)
+        if self._pieces is not self._tensor:
+            self._copy(self._tensor, self._pieces)
+        elif self._memory is not None:
+            # autograd must see that the tensor has changed, as it does of copy_
+            torch.autograd.graph.increment_version(self._tensor)
+        planner.commit_tensor(self._read, self._tensor)
 
 
 class BytesTarget(Target):
     """A non-tensor item."""
 
-    def __init__(self, number: int, item: ReadItem, source: Source, options: LoadOptions) -> None:
-        super().__init__(number, item, source)
-        self._options = options
+    def begin(self) -> None:
         self._value = io.BytesIO()
+        if not transforms_of(self._source.info) and self._source.info.length:
+            self._value.seek(self._source.info.length - 1)
+            self._value.write(b"\0")
+            self._value.seek(0)
+
+    def direct(self, placement: Placement) -> memoryview | None:
+        del placement
+        return None if transforms_of(self._source.info) else self._value.getbuffer()
 
     def place(self, placement: Placement, data: torch.Tensor) -> None:
         del placement
-        if self.source.info.transform_descriptors:
-            self._value = io.BytesIO(_transformed(self.source, data).read())
-        else:
-            self._value = io.BytesIO(tensor_bytes(data))
+        self._value = transformed(self._source, data)
 
     def commit(self, planner: LoadPlanner) -> None:
         # other planners decide by themselves what the bytes are
-        if self._options.weights_only and isinstance(planner, DefaultLoadPlanner):
-            self._refuse_code()
-        planner.load_bytes(self.item, self._value)
-        self._value = io.BytesIO()
-
-    def _refuse_code(self) -> None:
-        """Refuse data whose pickle calls for more than torch's restricted loader admits."""
-        try:
-            foreign = set(torch.serialization.get_unsafe_globals_in_checkpoint(self._value)) - _HARMLESS
-        # torch raises what it pleases on what is no torch.save file; stock's planner would unpickle it
-        except Exception as error:
-            raise self._untrusted(f"is not a plain torch.save file ({error})") from error
-        if foreign:
-            raise self._untrusted(f"needs {', '.join(sorted(foreign))}")
-        self._value.seek(0)
-
-    def _untrusted(self, what: str) -> UntrustedDataError:
-        return UntrustedDataError(
-            f"{self.item.dest_index.fqn!r} {what}, which loading refuses. Admit types with "
-            "torch.serialization.add_safe_globals, or everything with weights_only=False on the reader: "
-            "whoever can write to the bucket may then run code here",
-            key=self.source.info.relative_path,
-        )
-
-
-def _transformed(source: Source, data: torch.Tensor) -> io.BytesIO:
-    """The frame after undoing the stream transforms that its writer recorded."""
-    stream: io.IOBase = io.BytesIO(tensor_bytes(data))
-    for extension in ExtensionRegistry().from_descriptor_list(source.info.transform_descriptors or ()):
-        if isinstance(extension, StreamTransformExtension):
-            stream = extension.transform_from(stream)  # type: ignore[arg-type,assignment]
-    return io.BytesIO(stream.read(-1))
-
-
-def _damaged(target: Target, why: str) -> CheckpointCorruptError:
-    info = target.source.info
-    return CheckpointCorruptError(
-        f"the frame of {target.item.storage_index.fqn!r} at bytes {info.offset}–{info.offset + info.length} "
-        f"is damaged: {why}",
-        key=info.relative_path,
-    )
-
-
-class Completion:
-    """Counts the placements of each target and commits it when the last one is done."""
-
-    def __init__(self, planner: LoadPlanner) -> None:
-        self._planner = planner
-        self._waiting: dict[int, int] = {}
-        self._lock = threading.Lock()
-
-    def expect(self, target: Target, placements: int) -> None:
-        """Note how many placements ``target`` has; one without any is complete at once."""
-        if placements > 1:
-            self._waiting[target.number] = placements
-        elif placements == 0:
-            target.commit(self._planner)
-
-    def done(self, target: Target) -> None:
-        """Note one placement; planners need not be thread-safe, so commits take turns."""
-        with self._lock:
-            left = self._waiting.get(target.number, 1) - 1
-            if left:
-                self._waiting[target.number] = left
-            else:
-                target.commit(self._planner)
+        if self._weights_only and isinstance(planner, DefaultLoadPlanner):
+            refuse_code(self._read, self._source, self._value)
+        planner.load_bytes(self._read, self._value)

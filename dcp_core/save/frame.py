@@ -9,9 +9,10 @@ import torch
 from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.planner import SavePlanner, WriteItem, WriteItemType
 
-from dcp_core.errors import CheckpointIncompleteError
-from dcp_core.format.frames import frame_template, generic_frame, is_plain
-from dcp_core.transfer import tensor_bytes
+from dcp_core.errors import CheckpointIncompleteError, CloudCheckpointError, UnsupportedTensorError
+from dcp_core.format.frames import frame_template, generic_frame
+from dcp_core.runtime.tensor_memory import memory_span, tensor_bytes, unreachable
+from dcp_core.runtime.torch_private import waited_for
 
 __all__ = ["Frame", "frame_item"]
 
@@ -43,6 +44,8 @@ def frame_item(item: WriteItem, planner: SavePlanner) -> Frame:
     Raises:
         CheckpointIncompleteError: the planner gave a tensor of another shape than it planned, which no
             load could place, or something that is neither a tensor nor bytes.
+        UnsupportedTensorError: the tensor is of a kind that stock torch does not save either, such as a
+            sparse one, or its storage was freed.
     """
     data = planner.resolve_data(item)
     if item.type is WriteItemType.BYTE_IO:
@@ -51,7 +54,7 @@ def frame_item(item: WriteItem, planner: SavePlanner) -> Frame:
         return _opaque(item, data.getbuffer())
     if not isinstance(data, torch.Tensor):
         raise _unexpected(item, data)
-    return _frame_tensor(item, data.detach())
+    return _frame_tensor(item, waited_for(data).detach())
 
 
 def _frame_tensor(item: WriteItem, tensor: torch.Tensor) -> Frame:
@@ -61,8 +64,8 @@ def _frame_tensor(item: WriteItem, tensor: torch.Tensor) -> Frame:
             f"{item.index.fqn!r} was planned with shape {tuple(planned.chunk.sizes)} "
             f"but resolved to {tuple(tensor.shape)}"
         )
-    if not is_plain(tensor):
-        return _opaque(item, memoryview(generic_frame(tensor.cpu())))
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or memory_span(tensor) is None:
+        return _frame_other(item, tensor)
     if tensor.is_conj() or tensor.is_neg():
         tensor = tensor.resolve_conj().resolve_neg()
     template = frame_template(tensor.dtype, tuple(tensor.shape))
@@ -74,6 +77,25 @@ def _frame_tensor(item: WriteItem, tensor: torch.Tensor) -> Frame:
         tail=template.tail,
         plain=planned is not None and tensor.dtype is planned.properties.dtype,
     )
+
+
+def _frame_other(item: WriteItem, tensor: torch.Tensor) -> Frame:
+    """The frame of a tensor whose elements alone do not describe it, or do not lie in memory of its own."""
+    reason = unreachable(tensor)
+    if reason is not None:
+        raise UnsupportedTensorError(f"{item.index.fqn!r} cannot be saved: it {reason}")
+    try:
+        if tensor.device.type != "cpu":
+            # a lazy device may have given no memory to what the CPU has memory for
+            return _frame_tensor(item, tensor.cpu())
+        return _opaque(item, memoryview(generic_frame(tensor)))
+    except CloudCheckpointError:
+        raise
+    # a subclass may raise anything
+    except Exception as error:
+        raise UnsupportedTensorError(
+            f"{item.index.fqn!r} cannot be saved: torch.save of a {type(tensor).__name__} failed: {error}"
+        ) from error
 
 
 def _elements(tensor: torch.Tensor) -> memoryview | torch.Tensor:

@@ -14,9 +14,11 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import WriteItem
 
 from dcp_core.config import KIB, MIB
-from dcp_core.store import Limits
+from dcp_core.format.tiling import GAP, chunk_fault
+from dcp_core.runtime.torch_private import planned_object_bytes
+from dcp_core.seam.store import Limits
 
-__all__ = ["missing_items", "part_size_for", "planned_bytes", "write_order"]
+__all__ = ["misfits", "missing_items", "part_size_for", "planned_bytes", "write_order"]
 
 #: A frame's header and tail, generously.
 _FRAME_OVERHEAD = 4096
@@ -35,8 +37,8 @@ def planned_bytes(items: Iterable[WriteItem]) -> int:
         if item.tensor_data is not None:
             itemsize = item.tensor_data.properties.dtype.itemsize
             total += math.prod(item.tensor_data.chunk.sizes) * itemsize
-        elif item.bytes_io_data is not None:
-            total += item.bytes_io_data.nbytes
+        else:
+            total += planned_object_bytes(item)
     return total
 
 
@@ -87,3 +89,18 @@ def missing_items(metadata: Metadata, written: Iterable[MetadataIndex]) -> list[
         elif None not in offsets:
             missing.append(name)
     return missing
+
+
+def misfits(metadata: Metadata, ranks: int) -> list[str]:
+    """Tensors that the planned chunks of ``ranks`` do not make up, for people.
+
+    A rank that plans alone may have a part of a tensor only, as with ``use_collectives=False``.
+    """
+    found: list[str] = []
+    for name, entry in metadata.state_dict_metadata.items():
+        if not isinstance(entry, TensorStorageMetadata):
+            continue
+        fault = chunk_fault(entry.size, entry.chunks)
+        if fault is not None and (ranks > 1 or fault is not GAP):
+            found.append(f"the chunks of {name!r}, of shape {tuple(entry.size)}, {fault}")
+    return found

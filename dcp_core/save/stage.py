@@ -17,7 +17,8 @@ from contextlib import nullcontext
 
 import torch
 
-from dcp_core.transfer import tensor_bytes
+from dcp_core.runtime.tensor_memory import cpu_buffer, tensor_bytes
+from dcp_core.runtime.torch_private import on_stream
 
 __all__ = ["Block", "Ring", "Staging", "row_blocks"]
 
@@ -31,7 +32,7 @@ class Block:
     __slots__ = ("memory", "pinned", "uses", "view")
 
     def __init__(self, size: int, *, pinned: bool) -> None:
-        self.memory = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
+        self.memory = cpu_buffer(size, pinned=pinned)
         self.view = tensor_bytes(self.memory)
         self.pinned = pinned
         self.uses = 0
@@ -140,7 +141,8 @@ class Staging:
         assert self.block is not None
         start, self.fill = self.fill, self.fill + source.nbytes
         target = self.block.memory[start : self.fill]
-        with self._streams.get(source.device) or nullcontext():
+        stream = self._streams.get(source.device)
+        with nullcontext() if stream is None else on_stream(stream):
             # bytes, because the place need not be aligned for the elements
             self._copy(source.contiguous().view(-1).view(torch.uint8), target)
 
@@ -149,7 +151,7 @@ class Staging:
         if stream is None:
             target.copy_(source)
             return
-        with stream:
+        with on_stream(stream):
             # a strided source is made contiguous on the device, where it is cheap
             target.copy_(source, non_blocking=True)
             self._fences[source.device] = stream.record_event()

@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import itertools
-import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
 
-from dcp_core.collector import collector_paused
 from dcp_core.config import MIB, SaveOptions
-from dcp_core.errors import (
-    CheckpointIncompleteError,
-    CloudCheckpointError,
-    ObjectNotFoundError,
-    TransientError,
-)
+from dcp_core.errors import CheckpointIncompleteError
+from dcp_core.runtime.gc_pause import gc_paused
 from dcp_core.save.frame import Frame, frame_item
+from dcp_core.save.objects import Multipart, put_whole
 from dcp_core.save.parts import ObjectCutter, PartDraft, Sum, block_checksums
 from dcp_core.save.plan import part_size_for, planned_bytes, write_order
 from dcp_core.save.stage import Ring
-from dcp_core.store import Body, ObjectInfo, ObjectStore, Part, Upload
+from dcp_core.seam.store import Body, ObjectInfo, ObjectStore, Part
 from dcp_core.transfer import Transfer
 
 __all__ = ["RankWriter"]
-
-logger = logging.getLogger("dcp_core")
 
 #: Bytes of a block of staging memory: large enough for the full copy rate of a device, small beside a part.
 _STAGE_BLOCK = 8 * MIB
@@ -79,7 +72,7 @@ class RankWriter:
             raise CheckpointIncompleteError(
                 f"the store kept {info.size} of {size} bytes", bucket=self.store.bucket, key=key
             )
-        with collector_paused():
+        with gc_paused():
             infos = cutter.storage_infos(name, block_checksums(sums))
             return [
                 WriteResult(entry.index, info.length, info)
@@ -88,61 +81,34 @@ class RankWriter:
 
     def _write_whole(self, key: str, drafts: list[PartDraft]) -> tuple[ObjectInfo, list[Sum]]:
         if not drafts:
-            return self.transfer.attempt(lambda: self.store.put(key, Body((), 0))), []
+            return put_whole(self.store, self.transfer, key, Body((), 0)), []
         (draft,) = drafts
         try:
             body, sums = _sealed(draft)
-            return self.transfer.attempt(lambda: self.store.put(key, body.fresh())), sums
+            return put_whole(self.store, self.transfer, key, body), sums
         finally:
             draft.release()
 
     def _write_parts(self, key: str, drafts: Iterator[PartDraft]) -> tuple[ObjectInfo, list[Sum]]:
-        upload = self.transfer.attempt(lambda: self.store.start_upload(key))
+        upload = Multipart(self.store, self.transfer, key)
         try:
-            sent = self.transfer.run(
-                drafts, lambda draft: self._send(upload, draft), self.options.concurrency
-            )
-            info = self._finish(upload, [part for part, _ in sent])
+            upload.start()
+            sent = self.transfer.run(drafts, lambda draft: _send(upload, draft), self.options.concurrency)
+            info = upload.finish([part for part, _ in sent])
         except BaseException as error:
-            self._abort(upload, error)
+            upload.abort(error)
             raise
+        upload.tidy()
         return info, [found for _, sums in sent for found in sums]
 
-    def _send(self, upload: Upload, draft: PartDraft) -> tuple[Part, list[Sum]]:
-        try:
-            body, sums = _sealed(draft)
-            part = self.transfer.attempt(lambda: self.store.put_part(upload, draft.number, body.fresh()))
-        finally:
-            draft.release()
-        return part, sums
 
-    def _finish(self, upload: Upload, parts: list[Part]) -> ObjectInfo:
-        """Finish the upload; when an answer was lost, see whether the object is there."""
-        in_doubt = False
-
-        def finish() -> ObjectInfo:
-            nonlocal in_doubt
-            try:
-                return self.store.finish_upload(upload, parts)
-            except TransientError:
-                in_doubt = True
-                raise
-            except ObjectNotFoundError:
-                # the key has this save's own token: what is there can only be this upload
-                if in_doubt:
-                    return self.store.head(upload.key)
-                raise
-
-        return self.transfer.attempt(finish)
-
-    def _abort(self, upload: Upload, reason: BaseException) -> None:
-        try:
-            # a transfer of its own: the failed one no longer retries
-            Transfer(SaveOptions(), self.transfer.rank).attempt(lambda: self.store.abort_upload(upload))
-        except CloudCheckpointError as error:
-            logger.warning("the upload of %s stays behind until `dcp-cloud gc`: %s", upload.key, error)
-            if hasattr(reason, "add_note"):
-                reason.add_note(f"the unfinished upload of {upload.key!r} could not be aborted: {error}")
+def _send(upload: Multipart, draft: PartDraft) -> tuple[Part, list[Sum]]:
+    try:
+        body, sums = _sealed(draft)
+        part = upload.send(draft.number, body)
+    finally:
+        draft.release()
+    return part, sums
 
 
 def _sealed(draft: PartDraft) -> tuple[Body, list[Sum]]:

@@ -1,4 +1,4 @@
-"""What every :class:`~dcp_core.store.ObjectStore` has to do, as a pytest class.
+"""What every :class:`~dcp_core.seam.store.ObjectStore` has to do, as a pytest class.
 
 A backend's tests subclass it, give it a store and raw access that bypasses the code under test::
 

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta, timezone
 import pytest
 
 from dcp_core.errors import BucketNotFoundError
-from dcp_core.store import ObjectStore
+from dcp_core.seam.store import ObjectStore
 from dcp_core.testing.deviation import Contract
 from dcp_core.testing.material import OpenStore, RawBucket, body_of, in_threads
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from dcp_core.format.checksum import crc32c
-from dcp_core.store import Body, ObjectStore, RangeReader
+from dcp_core.seam.store import Body, ObjectStore, RangeReader
 
 __all__ = ["ODD_KEYS", "OpenStore", "RawBucket", "body_of", "in_threads", "pattern", "read_all"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -19,8 +19,9 @@ from dcp_core.errors import (
     UnsupportedError,
 )
 from dcp_core.format.checksum import crc32c
-from dcp_core.location import Location
-from dcp_core.store import (
+from dcp_core.seam.backend import Backend
+from dcp_core.seam.location import Location
+from dcp_core.seam.store import (
     Body,
     Condition,
     CreateOnly,
@@ -43,8 +44,13 @@ class _Upload:
     parts: dict[int, bytes] = field(default_factory=dict)
 
 
+def _utc_now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
 class _Bucket:
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], datetime]) -> None:
+        self.clock = clock
         self.lock = threading.Lock()
         self.objects: dict[str, tuple[bytes, ObjectInfo]] = {}
         self.uploads: dict[str, _Upload] = {}
@@ -73,9 +79,9 @@ class MemoryStore(ObjectStore):
         )
 
     @classmethod
-    def create_bucket(cls, name: str) -> None:
-        """Make an empty bucket, in place of one that is there."""
-        _BUCKETS[name] = _Bucket()
+    def create_bucket(cls, name: str, *, clock: Callable[[], datetime] = _utc_now) -> None:
+        """Make an empty bucket, in place of one that is there; ``clock`` dates what is written to it."""
+        _BUCKETS[name] = _Bucket(clock)
 
     @property
     def _held(self) -> _Bucket:
@@ -132,13 +138,13 @@ class MemoryStore(ObjectStore):
 
     def _store(self, key: str, data: bytes) -> ObjectInfo:
         version = f"v{next(self._held.numbers)}"
-        info = ObjectInfo(key, len(data), version, datetime.now(timezone.utc))
+        info = ObjectInfo(key, len(data), version, self._held.clock())
         self._held.objects[key] = (data, info)
         return info
 
     def start_upload(self, key: str) -> Upload:
         upload_id = f"u{next(self._held.numbers)}"
-        self._held.uploads[upload_id] = _Upload(key, datetime.now(timezone.utc))
+        self._held.uploads[upload_id] = _Upload(key, self._held.clock())
         return Upload(key, upload_id)
 
     def _started(self, upload: Upload) -> _Upload:
@@ -207,7 +213,7 @@ class MemoryOptions:
     min_part_size: int = 1024
 
 
-class MemoryBackend:
+class MemoryBackend(Backend):
     """``memory://bucket/prefix``, for tests within one process. Not registered by itself."""
 
     options_type: type[Any] = MemoryOptions

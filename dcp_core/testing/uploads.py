@@ -9,7 +9,7 @@ import pytest
 
 from dcp_core.errors import CloudCheckpointError, ObjectNotFoundError
 from dcp_core.format.checksum import crc32c
-from dcp_core.store import Body, ObjectStore, Part, Upload
+from dcp_core.seam.store import Body, ObjectStore, Part, Upload
 from dcp_core.testing.deviation import Contract
 from dcp_core.testing.material import (
     OpenStore,
@@ -194,8 +194,59 @@ class UploadContract(Contract):
         part = store.put_part(upload, 1, body_of(b"data"))
         store.finish_upload(upload, [part])
         with contextlib.suppress(ObjectNotFoundError):
-            store.finish_upload(upload, [part])
+            assert store.finish_upload(upload, [part]).size == 4
         assert raw.read("key") == b"data"
+        assert store.head("key").size == 4
+
+    def test_finish_again_replaces_nothing(self, store: ObjectStore, raw: RawBucket) -> None:
+        """A request that is delivered once more, late, does not bring an old object back."""
+        upload = store.start_upload("key")
+        part = store.put_part(upload, 1, body_of(b"old"))
+        store.finish_upload(upload, [part])
+        store.put("key", body_of(b"newer"))
+        with contextlib.suppress(ObjectNotFoundError):
+            store.finish_upload(upload, [part])
+        assert raw.read("key") == b"newer"
+
+    def test_start_twice(self, store: ObjectStore, raw: RawBucket) -> None:
+        """Each start is an upload of its own: one whose response was lost stands in no other's way."""
+        lost, upload = store.start_upload("key"), store.start_upload("key")
+        assert lost.upload_id != upload.upload_id
+        found = [info.upload for info in store.list_uploads("key")]
+        assert sorted(found, key=str) == sorted([lost, upload], key=str)
+        store.finish_upload(upload, [store.put_part(upload, 1, body_of(b"data"))])
+        store.abort_upload(lost)
+        assert raw.read("key") == b"data"
+        assert list(store.list_uploads("")) == []
+
+    def test_abort_after_the_end_keeps_the_object(self, store: ObjectStore, raw: RawBucket) -> None:
+        upload = store.start_upload("key")
+        store.finish_upload(upload, [store.put_part(upload, 1, body_of(b"data"))])
+        store.abort_upload(upload)
+        store.abort_upload(upload)
+        assert raw.read("key") == b"data"
+
+    def test_abort_spares_another_upload_of_the_key(self, store: ObjectStore, raw: RawBucket) -> None:
+        """Also when it comes twice, and the second time late."""
+        first, second = store.start_upload("key"), store.start_upload("key")
+        store.put_part(first, 1, body_of(b"first"))
+        part = store.put_part(second, 1, body_of(b"second"))
+        store.abort_upload(first)
+        store.abort_upload(first)
+        assert [info.upload for info in store.list_uploads("key")] == [second]
+        store.finish_upload(second, [part])
+        store.abort_upload(first)
+        assert raw.read("key") == b"second"
+        assert list(store.list_uploads("")) == []
+
+    def test_aborts_of_all_uploads_of_a_key_leave_nothing(self, store: ObjectStore, raw: RawBucket) -> None:
+        uploads = [store.start_upload("key") for _ in range(3)]
+        for upload in uploads:
+            store.put_part(upload, 1, body_of(b"data"))
+        for upload in uploads:
+            store.abort_upload(upload)
+        assert list(store.list_uploads("")) == []
+        assert raw.keys() == []
 
     def test_uploads_are_found_by_prefix(self, store: ObjectStore) -> None:
         uploads = {key: store.start_upload(key) for key in ("run/a", "run/b", "runner", "other")}

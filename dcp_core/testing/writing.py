@@ -14,7 +14,7 @@ from dcp_core.errors import (
     TransientError,
 )
 from dcp_core.format.checksum import crc32c
-from dcp_core.store import Body, CreateOnly, ObjectStore, ReplaceVersion
+from dcp_core.seam.store import Body, CreateOnly, ObjectStore, ReplaceVersion
 from dcp_core.testing.deviation import Contract
 from dcp_core.testing.material import RawBucket, body_of, in_threads, pattern, read_all
 

@@ -1,0 +1,13 @@
+"""The command ``dcp-cloud``. Needs the extra ``cli``.
+
+::
+
+    app.py          the program: its commands, errors of one line, exit codes
+    arguments.py    what several commands take
+    output.py       terminals, plain lines, JSON
+    inspect.py, verify.py, gc.py, bench.py, schemes.py      one command each
+"""
+
+from dcp_core.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,1 @@
+"""Code that calls DCP itself, brought to our classes."""

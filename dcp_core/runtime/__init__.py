@@ -1,0 +1,1 @@
+"""What touches the process: Python's garbage collector, and the memory of tensors."""

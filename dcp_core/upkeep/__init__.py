@@ -1,0 +1,1 @@
+"""Upkeep of a bucket: what failed saves left there, and how fast it is."""
