@@ -9,8 +9,8 @@
     late.deliver()
 
 A *fault* is a function that gets one :class:`Request`, delivers it as often as it likes, and returns or
-raises what the client hears of it. Each one that :meth:`UnreliableStore.fails` is given is used for one request;
-requests for which none is left get through.
+raises what the client hears of it. Each one that :meth:`UnreliableStore.fails` is given is used for one
+request; requests for which none is left get through.
 """
 
 from __future__ import annotations

@@ -417,10 +417,7 @@ def missing(request: Request) -> Any:
     return store.finish_upload(upload, [])
 
 
-@pytest.mark.parametrize(("way", "verb"), [WAYS[0]])
-def test_an_object_of_another_size_is_not_ours(
-    store: UnreliableStore, way: dict[str, Any], verb: str
-) -> None:
+def test_an_object_of_another_size_is_not_ours(store: UnreliableStore) -> None:
     """It does not prove that the object was stored."""
 
     def other(request: Request) -> Any:
