@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from importlib import import_module
 from typing import Any
 
@@ -55,7 +55,7 @@ def option_table(name: str) -> str:
     module, _, attribute = name.rpartition(".")
     kind = getattr(import_module(module), attribute)
     described = _attributes(inspect.getdoc(kind) or "")
-    own = [field for field in dataclasses.fields(kind) if field.name in kind.__dict__["__annotations__"]]
+    own = [field for field in dataclasses.fields(kind) if field.name in inspect.get_annotations(kind)]
     if set(described) != {field.name for field in own}:
         raise PluginError(f"{name}: its docstring describes {sorted(described)}, not its fields")
     rows = ((f"`{field.name}`", f"`{_shown(field.default)}`", described[field.name]) for field in own)
@@ -63,10 +63,10 @@ def option_table(name: str) -> str:
 
 
 def _attributes(docstring: str) -> dict[str, str]:
-    """Name → description, of the section ``Attributes`` of a docstring."""
+    """Name → description, of the section ``Attributes`` of a docstring; ``a, b: text`` is of both."""
     _, _, section = docstring.partition("Attributes:\n")
-    entries = re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", section, re.MULTILINE)
-    return {name: _inline(text) for name, text in entries}
+    entries = re.findall(r"^    (\w+(?:, \w+)*): (.*(?:\n {5,}.*)*)", section, re.MULTILINE)
+    return {name: _inline(text) for names, text in entries for name in names.split(", ")}
 
 
 def _shown(default: Any) -> str:
@@ -84,11 +84,10 @@ def error_table() -> str:
     return _table(("error", "code", "also a", "what it means", "what to do"), map(_error_row, _errors()))
 
 
-def _errors() -> Iterator[type[errors.CloudCheckpointError]]:
-    for kind in vars(errors).values():
-        if inspect.isclass(kind) and issubclass(kind, errors.CloudCheckpointError):
-            if kind is not errors.CloudCheckpointError:
-                yield kind
+def _errors() -> list[type[errors.CloudCheckpointError]]:
+    base = errors.CloudCheckpointError
+    kinds = [kind for kind in vars(errors).values() if inspect.isclass(kind) and issubclass(kind, base)]
+    return [kind for kind in kinds if kind is not base]
 
 
 def _error_row(kind: type[errors.CloudCheckpointError]) -> tuple[str, ...]:
@@ -110,7 +109,7 @@ def command_reference() -> str:
 def _command(name: str, command: Any) -> str:
     parameters = list(command.params)
     rows = [_parameter_row(one) for one in parameters if one.param_type_name == "option"]
-    arguments = [one.human_readable_name.upper() for one in parameters if one.param_type_name == "argument"]
+    arguments = [one.name.upper() for one in parameters if one.param_type_name == "argument"]
     usage = " ".join(("dcp-cloud", name, *arguments, "[OPTIONS]"))
     table = _table(("option", "default", ""), rows)
     return f"## {name}\n\n    {usage}\n\n{inspect.cleandoc(command.help)}\n\n{table}"
