@@ -26,7 +26,7 @@ from dcp_core.cli import app
 
 _MARKER = re.compile(r"^<!-- (options|errors|commands)(?:: ([\w.]+))? -->$", re.MULTILINE)
 #: A reference of Sphinx's in a docstring, which Markdown does not know.
-_ROLE = re.compile(r":(?:class|func|mod|meth):<code>~?(?:[\w.]*\.)?(\w+)</code>")
+_ROLE = re.compile(r":(?:class|func|meth):<code>~?(?:[\w.]*\.)?(\w+)</code>|:mod:(<code>)")
 _SIZES = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
 
 
@@ -36,8 +36,8 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Show references of docstrings by their last name."""
-    return _ROLE.sub(r"<code>\1</code>", html)
+    """Show references of docstrings by their last name, and modules by their whole one."""
+    return _ROLE.sub(lambda found: found[2] or f"<code>{found[1]}</code>", html)
 
 
 def _generated(kind: str, name: str | None) -> str:
