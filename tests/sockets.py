@@ -9,7 +9,7 @@ import ssl
 import threading
 from collections.abc import Callable, Iterator
 
-from dcp_core.store import Body
+from dcp_core.seam.body import Body
 
 __all__ = ["CountingBody", "Listener", "answering", "not_reading"]
 
