@@ -243,6 +243,32 @@ def wrap_storage_setup(wrap: Callable[[Any], Any]) -> None:
         vars(module)["_storage_setup"] = wrap(vars(module)["_storage_setup"])
 
 
+def wrap_process_saves(choose: Callable[[Any, Any], Any]) -> bool:
+    """Have saves in a process of their own (``AsyncCheckpointerType.PROCESS``) take the writer that
+    ``choose(storage_writer, checkpoint_id)`` returns: that process imports torch anew, without any wrapping.
+
+    Returns:
+        Whether this torch has what it takes; otherwise such saves have to be given a writer.
+    """
+    name = "_ProcessBasedAsyncCheckpointExecutor"
+    executor = getattr(state_dict_saver, name, None)
+    if not callable(getattr(executor, "execute_save", None)):
+        return False
+    executor = getattr(executor, "_dcp_cloud", executor)
+
+    class Executor(executor):  # type: ignore[misc, valid-type]
+        _dcp_cloud = executor
+
+        def execute_save(
+            self, staged: Any, *, checkpoint_id: Any = None, storage_writer: Any = None, **options: Any
+        ) -> Any:
+            writer = choose(storage_writer, checkpoint_id)
+            return super().execute_save(staged, checkpoint_id=checkpoint_id, storage_writer=writer, **options)
+
+    vars(state_dict_saver)[name] = Executor
+    return True
+
+
 def group_rank(passed: Mapping[str, Any]) -> int:
     """The rank that torch passed among keyword arguments, or this process's own where it passes none."""
     if passed.get("rank") is not None:
