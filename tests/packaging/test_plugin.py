@@ -76,7 +76,7 @@ def test_it_keeps_the_contract(site: Path, tmp_path: Path) -> None:
 
 
 def test_its_entry_point_finds_it(site: Path, tmp_path: Path) -> None:
-    code = "from dcp_core.registry import *; print(known_schemes(), find_backend('sqlite'))"
+    code = "from dcp_core.seam.registry import *; print(known_schemes(), find_backend('sqlite'))"
     assert "dcp_sqlite" not in run([sys.executable, "-c", code.split(";", maxsplit=1)[0]], tmp_path)
     said = run([sys.executable, "-c", code], tmp_path, PYTHONPATH=str(site))
     assert "'sqlite'" in said
