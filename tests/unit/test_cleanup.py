@@ -12,7 +12,7 @@ import pytest
 import torch.distributed.checkpoint as dcp
 from saves_in_memory import failure, load, save, without_waiting
 from stepped import Stop, on_a_thread
-from unreliable_store import Request, UnreliableStore, is_data, is_record
+from unreliable_store import Request, UnreliableStore, is_data, is_record, reliable
 
 from dcp_core.errors import (
     CheckpointIncompleteError,
@@ -167,7 +167,10 @@ def test_a_stalled_save_fails_rather_than_commit_what_is_gone(
         leave(store, "run")
         calendar.passes()
         cleaner = UnreliableStore(store.store)
-        removed = remove_all(cleanup(cleaner, calendar))
+        cleaning = cleanup(cleaner, calendar)
+        # the uploads of the folder go with its objects
+        objects = [one for one in cleaning.find() if isinstance(one, Found) and one.objects]
+        removed = remove_all(cleaning, objects)
         verbs = [verb for verb, _ in cleaner.sent if verb in ("abort_upload", "delete")]
         assert verbs == ["abort_upload", "delete"]
         assert len(found_keys(removed)) == 2
@@ -189,6 +192,31 @@ def test_a_commit_between_finding_and_removing_keeps_the_data(
         assert len(found_keys(found)) == 2
     assert found_keys(remove_all(cleaning, found)) == left
     assert load(store) == 1
+
+
+def test_a_commit_while_uploads_are_aborted_keeps_the_data(
+    store: UnreliableStore, calendar: Calendar
+) -> None:
+    """A save that took longer than the limit commits just before the last upload beside it is aborted."""
+    store.fails("put", stop := Stop(), key=is_record)
+    cleaner = UnreliableStore(store.store)
+    with ThreadPoolExecutor(1) as pool:
+        saving = pool.submit(save, store, 1)
+        stop.wait()
+        left = leave(store, "run")
+        store.store.start_upload(f"run/{data_name(1, 0, new_token())}")
+        calendar.passes()
+
+        def too_late(request: Request) -> Any:
+            stop.go_on()
+            saving.result()
+            return request.deliver()
+
+        cleaner.fails("abort_upload", too_late)
+        cleaning = cleanup(cleaner, calendar)
+        remove_all(cleaning, [one for one in cleaning.find() if isinstance(one, Found) and one.objects])
+    assert load(store) == 1
+    assert not left & keys(store)
 
 
 def test_a_commit_between_two_batches_keeps_the_rest(
@@ -301,10 +329,11 @@ def test_where_the_record_vanishes_all_stays(store: UnreliableStore, calendar: C
     def gone(request: Request) -> Any:
         raise ObjectNotFoundError("the object does not exist", key=request.key)
 
-    store.fails("get", gone, key=lambda key: key == "run/__0.metadata")
-    (alone,) = cleanup(store, calendar).find()
-    assert isinstance(alone, LeftAlone)
-    assert (alone.folder, alone.key) == ("run/", "run/__0.metadata")
+    for faults in ([gone], [reliable, gone]):
+        store.fails("get", *faults, key=lambda key: key == "run/__0.metadata")
+        (alone,) = cleanup(store, calendar).find()
+        assert isinstance(alone, LeftAlone)
+        assert (alone.folder, alone.key) == ("run/", "run/__0.metadata")
     cleaning = cleanup(store, calendar)
     found = list(cleaning.find())
     assert len(found_keys(found)) == 2
