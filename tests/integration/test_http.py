@@ -184,7 +184,7 @@ def test_query(server: WebServer) -> None:
     dcp.load(target, checkpoint_id="run", storage_reader=reader)
     scenarios.assert_same(target, state())
     assert reader.checkpoint_id == f"{server.url}/run"
-    assert SECRET not in repr(reader) + repr(reader._endpoint.location) + reader.checkpoint_id
+    assert SECRET not in repr(reader) + repr(reader.checkpoint.location) + reader.checkpoint_id
     error_of(PermissionDeniedError, f"{server.url}/run?sig={SECRET}", "403", "signature", "expired")
 
 
@@ -209,7 +209,7 @@ def test_secrets_stay_secret(server: WebServer) -> None:
     # what is no HTTP at all: aiohttp's own error would show the URL
     with FaultProxy(server.url) as proxy:
         proxy.add(Fault("lose_response", times=99))
-        error_of(TransientError, f"{proxy.endpoint}/run?{SECRET}", "broke", attempts=2)
+        error_of(TransientError, f"{proxy.endpoint}/run?{SECRET}", "broke", retry_timeout=0.5)
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_missing_data_object(server: WebServer, folder: Folder) -> None:
 def test_no_server() -> None:
     with WebServer(Path()) as gone:
         url = gone.url
-    error_of(TransientError, f"{url}/run", "could not be reached", attempts=2)
+    error_of(TransientError, f"{url}/run", "could not be reached", retry_timeout=0.5)
 
 
 def test_checkpoint_replaced_during_a_load(
@@ -290,7 +290,7 @@ def test_cut_answers(server: WebServer, times: int) -> None:
     load(f"{server.url}/run", request_size=2 * MIB)
     assert server.cuts == 0
     server.cuts, server.cut_after = 999, 0
-    error_of(TransientError, f"{server.url}/run", attempts=2)
+    error_of(TransientError, f"{server.url}/run", retry_timeout=0.5)
 
 
 @pytest.mark.parametrize(
@@ -372,7 +372,7 @@ def test_redirect_out_of_tls(tls_server: tuple[WebServer, str], server: WebServe
 
 
 def test_http_asked_of_a_tls_port(tls_server: tuple[WebServer, str]) -> None:
-    error_of(TransientError, f"http://localhost:{tls_server[0].port}/run?{SECRET}", attempts=1)
+    error_of(TransientError, f"http://localhost:{tls_server[0].port}/run?{SECRET}", retry_timeout=0.5)
 
 
 def test_proxy_of_the_environment(server: WebServer, folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -382,7 +382,7 @@ def test_proxy_of_the_environment(server: WebServer, folder: Folder, monkeypatch
     load(f"http://models.invalid/run?{SECRET}", token=SECRET)
     assert {asked.headers["Host"] for asked in server.seen} == {"models.invalid"}
     monkeypatch.setenv("no_proxy", "models.invalid")
-    error_of(TransientError, "http://models.invalid/run", "could not be resolved", attempts=1)
+    error_of(TransientError, "http://models.invalid/run", "could not be resolved", retry_timeout=0.5)
 
 
 def test_netrc_is_not_asked(server: WebServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -403,7 +403,7 @@ def test_presigned_urls_of_s3(seaweedfs_bucket: Bucket) -> None:
     }
     base = f"{seaweedfs_bucket.server.endpoint}/{seaweedfs_bucket.name}/run"
     load(base, urls=urls, request_size=MIB)
-    store = HTTPStorageReader(base, urls=urls)._endpoint.store()
+    store = HTTPStorageReader(base, urls=urls).checkpoint.store()
     assert store.head("run/.metadata").size == len(seaweedfs_bucket.read("run/.metadata"))
     store.close()
     forged = {name: url.replace("Signature=", "Signature=0") for name, url in urls.items()}
@@ -446,7 +446,7 @@ def test_statuses_that_pass(server: WebServer) -> None:
 )
 def test_statuses_that_stay(server: WebServer, status: int, kind: type[CloudCheckpointError]) -> None:
     server.statuses = [status] * 9
-    error_of(kind, f"{server.url}/run?{SECRET}", attempts=2)
+    error_of(kind, f"{server.url}/run?{SECRET}", retry_timeout=0.5)
 
 
 def test_writers_refuse_at_once(server: WebServer, seaweedfs_bucket: Bucket) -> None:
