@@ -122,7 +122,7 @@ class ListContract(Contract):
 
 
 def _rolled(store: ObjectStore, prefix: str, delimiter: str) -> tuple[list[str], list[str]]:
-    """Keys, and what the others have in common, without what a store leaves of the delimiter; both in order."""
+    """Keys, and what the others have in common but for the delimiter; both in order."""
     listed = list(store.list_rolled(prefix, delimiter))
     keys = [entry.key for entry in listed if isinstance(entry, ObjectInfo)]
     common = [entry.prefix for entry in listed if isinstance(entry, CommonPrefix)]
