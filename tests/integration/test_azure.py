@@ -144,7 +144,7 @@ def test_crc64_is_azures() -> None:
 def test_every_body_carries_its_checksum(
     azure_bucket: AzureBucket, proxy: FaultProxy, kind: str | None, header: str | None
 ) -> None:
-    save(f"{azure_bucket.url}/run", transactional_checksum=kind)
+    save(f"{azure_bucket.url}/run", upload_checksum=kind)
     writes = [seen for seen in proxy.requests if seen.method == "PUT" and "blocklist" not in seen.query]
     assert len(writes) == 4  # the start, two parts, the record
     for seen in writes:
