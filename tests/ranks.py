@@ -85,7 +85,7 @@ def _serve(pipe: Connection, rank: int, world_size: int, port: int) -> None:
     import torch.distributed as dist
 
     torch.set_num_threads(1)
-    # as in the tests' own process
+    # a process of its own has none of pytest's filters: what we warn of is an error there too
     warnings.filterwarnings("error", module=r"dcp_(core|s3|gcs|azure|http)(\..*)?$")
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank))
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
@@ -100,14 +100,14 @@ def _serve(pipe: Connection, rank: int, world_size: int, port: int) -> None:
 
 
 def replace_variables(variables: Mapping[str, str]) -> None:
-    """Have this process' environment lead to the servers of ``variables``, and to no other."""
+    """Give this process the variables that lead the SDKs to a server, and no others."""
     for name in [name for name in os.environ if name.startswith(_PREFIXES)]:
         del os.environ[name]
     os.environ.update(variables)
 
 
 def outcome_of(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[bool, Any, str]:
-    """Whether a function returned, what it returned or raised, and the traceback."""
+    """Whether the call succeeded, its result or its exception, and the exception's trace."""
     try:
         return True, function(*arguments), ""
     # CheckpointException is a BaseException; the parent decides what is an error
