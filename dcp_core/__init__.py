@@ -30,6 +30,7 @@ from dcp_core.errors import (
     ObjectNotFoundError,
     PeerFailedError,
     PermissionDeniedError,
+    RunTakenOverError,
     ThrottledError,
     TransientError,
     UnknownSchemeError,
@@ -38,11 +39,14 @@ from dcp_core.errors import (
     UntrustedDataError,
 )
 from dcp_core.integrations.checkpoint_ids import use_url_checkpoint_ids
+from dcp_core.run.retention import Best
+from dcp_core.run.run import CheckpointRun
 from dcp_core.storage.reader import CloudStorageReader
 from dcp_core.storage.writer import CloudStorageWriter
 
 __all__ = [
     "AmbiguousSchemeError",
+    "Best",
     "BucketNotFoundError",
     "CheckpointCorruptError",
     "CheckpointError",
@@ -50,6 +54,7 @@ __all__ = [
     "CheckpointIncompleteError",
     "CheckpointNotFoundError",
     "CheckpointReplacedError",
+    "CheckpointRun",
     "CloudCheckpointError",
     "CloudStorageReader",
     "CloudStorageWriter",
@@ -64,6 +69,7 @@ __all__ = [
     "ObjectNotFoundError",
     "PeerFailedError",
     "PermissionDeniedError",
+    "RunTakenOverError",
     "SaveOptions",
     "ThrottledError",
     "TransientError",

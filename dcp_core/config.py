@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, TypedDict, TypeVar
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple, TypedDict, TypeVar
 
 from dcp_core.errors import ConfigurationError
 
@@ -19,6 +21,7 @@ __all__ = [
     "ConnectionOptions",
     "LoadKeywords",
     "LoadOptions",
+    "Renamed",
     "SaveKeywords",
     "SaveOptions",
     "build_options",
@@ -35,41 +38,54 @@ LIMITS = frozenset({"min_part_size", "max_part_size", "max_parts", "max_object_s
 _T = TypeVar("_T")
 
 
+class Renamed(NamedTuple):
+    """What an option is called now, and its value there for a value of before."""
+
+    name: str
+    values: Mapping[Any, Any] = MappingProxyType({})
+
+
 @dataclass(frozen=True)
 class TransferOptions:
     """What saving and loading share.
 
     Attributes:
         concurrency: requests in flight at most, for this rank. 8 suits 8 ranks on a node.
-        memory: bytes of buffers of ours in flight at most, for this rank, as far as parts of the smallest
-            size that the store takes allow; tensors sent from or received into their own memory need none.
+        memory_limit: limit on staging buffers per rank, in bytes. Tensors sent or received in place need
+            none. A store's minimum part size can require more.
         retry_timeout: seconds for which a failing request is tried again: its error is final once it has
             failed for that long without any progress. Throttling and outages that are shorter are ridden
             out. 300 is longer than what S3 takes to split a prefix or a service to restart, and shorter than
             the time limit of NCCL's collectives (600), in which the other ranks wait meanwhile.
-        attempts: tries of one request before its error is final, if that comes first; ``None`` is any number.
+        max_attempts: tries of one request before its error is final, if that comes first; ``None`` is any
+            number.
         deadline: seconds for the whole save or load; ``None`` is no limit. A request that is under way then
             is cut.
     """
 
+    #: Names of before, which go on working for a release.
+    RENAMED: ClassVar[Mapping[str, Renamed]] = MappingProxyType(
+        {"memory": Renamed("memory_limit"), "attempts": Renamed("max_attempts")}
+    )
+
     concurrency: int = 8
-    memory: int = 512 * MIB
+    memory_limit: int = 512 * MIB
     retry_timeout: float = 300.0
-    attempts: int | None = None
+    max_attempts: int | None = None
     deadline: float | None = None
 
     def __post_init__(self) -> None:
-        _require_positive(self, "concurrency", "memory", "retry_timeout")
-        _require_positive(self, "attempts", "deadline", optional=True)
+        _require_positive(self, "concurrency", "memory_limit", "retry_timeout")
+        _require_positive(self, "max_attempts", "deadline", optional=True)
 
 
 class TransferKeywords(TypedDict, total=False):
     """:class:`TransferOptions` as keywords, for type checkers."""
 
     concurrency: int
-    memory: int
+    memory_limit: int
     retry_timeout: float
-    attempts: int | None
+    max_attempts: int | None
     deadline: float | None
 
 
@@ -78,9 +94,9 @@ class SaveOptions(TransferOptions):
     """Options of every writer.
 
     Attributes:
-        part_size: bytes of one part of a multipart upload, about: parts come out even over the connections,
-            take a sixth of ``memory`` at most, about, and grow where an object would need more of them than
-            the store allows. Objects up to 16 MiB go in one request.
+        part_size: target size of one part of a multipart upload, in bytes. Adjusted so that parts divide
+            evenly over the connections, stay below a sixth of ``memory_limit`` and fit the store's part
+            count. Objects up to 16 MiB go in one request.
         overwrite: replace a committed checkpoint at the same URL. ``False`` refuses before any upload.
         conditional_commit: commit with a conditional write, so that of two concurrent saves to one URL one
             wins and the other gets a ``ConflictError``. Switch off only for stores without conditional
@@ -109,32 +125,42 @@ class LoadOptions(TransferOptions):
     """Options of every reader.
 
     Attributes:
-        request_size: bytes of one range request, about; fewer where the connections would not be busy.
-        gap: unneeded bytes between two needed ranges that are read through rather than skipped with
+        max_request_size: target size of one range request, in bytes; smaller where that keeps all
+            connections busy.
+        max_gap: unneeded bytes between two needed ranges that are read through rather than skipped with
             another request.
-        verify: check the recorded checksums of all whole blocks that are read.
+        verify_checksums: check the recorded checksums of all whole blocks that are read.
         weights_only: refuse non-tensor items that need more than ``torch.load(weights_only=True)``.
             ``False`` lets whoever can write to the bucket run code in this process.
     """
 
-    request_size: int = 128 * MIB
-    gap: int = 64 * KIB
-    verify: bool = True
+    RENAMED: ClassVar[Mapping[str, Renamed]] = MappingProxyType(
+        {
+            **TransferOptions.RENAMED,
+            "request_size": Renamed("max_request_size"),
+            "gap": Renamed("max_gap"),
+            "verify": Renamed("verify_checksums"),
+        }
+    )
+
+    max_request_size: int = 128 * MIB
+    max_gap: int = 64 * KIB
+    verify_checksums: bool = True
     weights_only: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require_positive(self, "request_size")
-        if self.gap < 0:
-            raise ConfigurationError(f"gap must not be negative, got {self.gap!r}")
+        _require_positive(self, "max_request_size")
+        if self.max_gap < 0:
+            raise ConfigurationError(f"max_gap must not be negative, got {self.max_gap!r}")
 
 
 class LoadKeywords(TransferKeywords, total=False):
     """:class:`LoadOptions` as keywords, for type checkers."""
 
-    request_size: int
-    gap: int
-    verify: bool
+    max_request_size: int
+    max_gap: int
+    verify_checksums: bool
     weights_only: bool
 
 
@@ -208,12 +234,29 @@ def _require_positive(options: object, *names: str, optional: bool = False) -> N
             raise ConfigurationError(f"{name} must be a positive number, got {value!r}")
 
 
+def _by_present_names(given: Mapping[str, Any], kinds: Iterable[type]) -> dict[str, Any]:
+    """``given`` with options by their present names; a warning for each that has an old one."""
+    found = dict(given)
+    for kind in kinds:
+        renamed: Mapping[str, Renamed] = getattr(kind, "RENAMED", {})
+        for old in found.keys() & renamed.keys():
+            name, values = renamed[old]
+            if name in found:
+                raise ConfigurationError(f"{old}= is the old name of {name}=: give one of them")
+            # at the caller of the writer, reader or run
+            warnings.warn(f"{old}= is now called {name}=", DeprecationWarning, stacklevel=6)
+            value = found.pop(old)
+            found[name] = values[value] if isinstance(value, Hashable) and value in values else value
+    return found
+
+
 def build_options(given: Mapping[str, Any], *kinds: type[_T]) -> tuple[_T, ...]:
     """Share out keyword options among option dataclasses by field name.
 
     Raises:
         ConfigurationError: a name that none of ``kinds`` has; the message lists those they do.
     """
+    given = _by_present_names(given, kinds)
     names = {kind: {field.name for field in fields(kind)} for kind in kinds}  # type: ignore[arg-type]
     known = set().union(*names.values())
     unknown = sorted(set(given) - known)

@@ -59,6 +59,7 @@ __all__ = [
     "ObjectNotFoundError",
     "PeerFailedError",
     "PermissionDeniedError",
+    "RunTakenOverError",
     "ThrottledError",
     "TransientError",
     "UnknownSchemeError",
@@ -273,6 +274,15 @@ class ConflictError(CloudCheckpointError):
     """
 
     code = "conflict"
+
+
+class RunTakenOverError(ConflictError):
+    """Another job has begun to save to the same run.
+
+    The job that came last goes on. End this one, or give it a run of its own.
+    """
+
+    code = "run_taken_over"
 
 
 class CheckpointExistsError(ConflictError, FileExistsError):

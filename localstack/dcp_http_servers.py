@@ -26,7 +26,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from aiohttp import web
-from dcp_connections import abort_connections
+from dcp_connections import ServerLoop
 
 _PIECE = 1 << 20
 _RANGE = re.compile(r"bytes=(\d+)-(\d+)")
@@ -82,7 +82,7 @@ class WebServer:
         self.connections: set[int] = set()
         self.port = 0
         self._tls = tls
-        self._loop = asyncio.new_event_loop()
+        self._loop = ServerLoop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="web-server", daemon=True)
 
     @property
@@ -122,7 +122,7 @@ class WebServer:
         for task in held:
             task.cancel()
         await asyncio.gather(*held, return_exceptions=True)
-        await abort_connections()
+        await self._loop.abort_connections()
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         path, _, query = request.raw_path.partition("?")

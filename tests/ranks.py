@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import socket
 import traceback
+import warnings
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from typing import Any
@@ -84,6 +85,8 @@ def _serve(pipe: Connection, rank: int, world_size: int, port: int) -> None:
     import torch.distributed as dist
 
     torch.set_num_threads(1)
+    # a process of its own has none of pytest's filters: what we warn of is an error there too
+    warnings.filterwarnings("error", module=r"dcp_(core|s3|gcs|azure|http)(\..*)?$")
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank))
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
     while True:
@@ -91,18 +94,20 @@ def _serve(pipe: Connection, rank: int, world_size: int, port: int) -> None:
         if job is None:
             break
         function, arguments, variables = job
-        _replace_variables(variables)
-        pipe.send(_outcome(function, arguments))
+        replace_variables(variables)
+        pipe.send(outcome_of(function, arguments))
     dist.destroy_process_group()
 
 
-def _replace_variables(variables: Mapping[str, str]) -> None:
+def replace_variables(variables: Mapping[str, str]) -> None:
+    """Give this process the variables that lead the SDKs to a server, and no others."""
     for name in [name for name in os.environ if name.startswith(_PREFIXES)]:
         del os.environ[name]
     os.environ.update(variables)
 
 
-def _outcome(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[bool, Any, str]:
+def outcome_of(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[bool, Any, str]:
+    """Whether the call succeeded, its result or its exception, and the exception's trace."""
     try:
         return True, function(*arguments), ""
     # CheckpointException is a BaseException; the parent decides what is an error

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 
 from dcp_core import CloudStorageReader, CloudStorageWriter
 
-#: Every dtype whose tensors torch.save takes and CPU tensors can have.
+#: Every dtype whose tensors torch.save takes and CPU tensors can have, as far as this torch knows it.
 DTYPES = [
     getattr(torch, name)
     for name in [
@@ -24,6 +24,8 @@ DTYPES = [
         *("float16", "bfloat16", "float32", "float64", "complex64", "complex128"),
         *("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"),
     ]
+    # float8_e8m0fnu came with torch 2.7
+    if hasattr(torch, name)
 ]
 
 ODD_KEYS = [

@@ -14,6 +14,8 @@ from functools import partial
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
+from azure.storage.blob import BlobPrefix
+
 from dcp_azure.account import find_account
 from dcp_azure.azure_private import raw_response
 from dcp_azure.blocks import (
@@ -30,7 +32,16 @@ from dcp_azure.client import AzureClient
 from dcp_azure.error_table import AzureErrors, refusal_by_headers
 from dcp_azure.options import AzureOptions
 from dcp_core.errors import ConfigurationError, ConflictError, ObjectNotFoundError
-from dcp_core.seam.store import Body, Condition, Limits, ObjectInfo, Part, Upload, UploadInfo
+from dcp_core.seam.store import (
+    Body,
+    CommonPrefix,
+    Condition,
+    Limits,
+    ObjectInfo,
+    Part,
+    Upload,
+    UploadInfo,
+)
 from dcp_core.transport.cloud_store import CloudStore, condition_headers, only_given
 from dcp_core.transport.responses import StoreResponse
 
@@ -72,7 +83,7 @@ class AzureStore(CloudStore[AzureClient]):
     ) -> None:
         super().__init__(bucket, partial(_open, bucket, options, endpoint, concurrency))
         self.limits = LIMITS.changed(options.limits)
-        self._checksum = options.transactional_checksum
+        self._checksum = options.upload_checksum
         # without a request: what is wrong with the configuration is said at once
         with self.translated("opening the client"):
             self.clients.get()
@@ -204,7 +215,11 @@ class AzureStore(CloudStore[AzureClient]):
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         for entry in self._entries(prefix, ["metadata"]):
-            yield ObjectInfo(entry.name, entry.size, _version(entry.etag), entry.last_modified)
+            yield _listed(entry)
+
+    def list_rolled(self, prefix: str, delimiter: str) -> Iterator[ObjectInfo | CommonPrefix]:
+        for entry in self._entries(prefix, ["metadata"], delimiter):
+            yield CommonPrefix(entry.name) if isinstance(entry, BlobPrefix) else _listed(entry)
 
     def list_uploads(self, prefix: str) -> Iterator[UploadInfo]:
         """All unfinished uploads whose key starts with ``prefix`` and holds no object yet.
@@ -223,12 +238,20 @@ class AzureStore(CloudStore[AzureClient]):
                 started: datetime | None = started_at(upload_id) if upload_id else entry.last_modified
                 yield UploadInfo(Upload(entry.name, upload_id), started)
 
-    def _entries(self, prefix: str, include: Sequence[str]) -> Iterator[Any]:
-        """Every blob, through all pages; directories of a hierarchical namespace are left out."""
+    def _entries(self, prefix: str, include: Sequence[str], delimiter: str | None = None) -> Iterator[Any]:
+        """Every blob, through all pages; directories of a hierarchical namespace are left out.
+
+        With a delimiter, blobs that have it in the rest of their names are rolled up, as a ``BlobPrefix``.
+        """
+        wanted: dict[str, Any] = {"name_starts_with": prefix or None, "include": include}
         position: str | None = None
         while True:
             with self.client("List Blobs", prefix) as client:
-                listed = client.container.list_blobs(name_starts_with=prefix or None, include=include)
+                listed = (
+                    client.container.list_blobs(**wanted)
+                    if delimiter is None
+                    else client.container.walk_blobs(delimiter=delimiter, **wanted)
+                )
                 pages = listed.by_page(continuation_token=position)
                 try:
                     entries = list(next(pages, ()))
@@ -238,6 +261,9 @@ class AzureStore(CloudStore[AzureClient]):
                         raise
                     raise self.response("List Blobs", prefix, {}).unexpected("is no list of blobs") from error
             for entry in entries:
+                if isinstance(entry, BlobPrefix):
+                    yield entry
+                    continue
                 self._require_described(prefix, entry)
                 if (entry.metadata or {}).get("hdi_isfolder") != "true":
                     yield entry
@@ -264,6 +290,10 @@ class AzureStore(CloudStore[AzureClient]):
                 if one.status_code not in (202, 404):
                     refusal = refusal_by_headers(one.status_code, one.headers)
                     raise self.errors.for_refusal("Delete Blob", refusal, self.bucket, key)
+
+
+def _listed(entry: Any) -> ObjectInfo:
+    return ObjectInfo(entry.name, entry.size, _version(entry.etag), entry.last_modified)
 
 
 def _version(etag: str) -> str:

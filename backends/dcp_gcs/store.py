@@ -24,7 +24,16 @@ from dcp_core.errors import (
     TransientError,
     UnsupportedError,
 )
-from dcp_core.seam.store import Body, Condition, Limits, ObjectInfo, Part, Upload, UploadInfo
+from dcp_core.seam.store import (
+    Body,
+    CommonPrefix,
+    Condition,
+    Limits,
+    ObjectInfo,
+    Part,
+    Upload,
+    UploadInfo,
+)
 from dcp_core.transport.cloud_store import CloudStore, condition_headers, only_given
 from dcp_core.transport.error_table import Refusal
 from dcp_core.transport.responses import StoreResponse
@@ -165,16 +174,25 @@ class GCSStore(CloudStore[Session]):
             return
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        for page in self._pages(prefix):
+            yield from _listed(page)
+
+    def list_rolled(self, prefix: str, delimiter: str) -> Iterator[ObjectInfo | CommonPrefix]:
+        for page in self._pages(prefix, delimiter=delimiter):
+            yield from _listed(page)
+            for rolled in page.raw.get("prefixes", ()):
+                yield CommonPrefix(rolled)
+
+    def _pages(self, prefix: str, **more: str) -> Iterator[StoreResponse]:
         wanted = {
             "prefix": prefix,
             "maxResults": _PAGE,
-            "fields": "nextPageToken,items(name,size,generation,updated)",
+            "fields": "nextPageToken,prefixes,items(name,size,generation,updated)",
+            **more,
         }
         while True:
             page = self._page(prefix, _query(**wanted))
-            for entry in page.raw.get("items", ()):
-                name, size, version = (page.field(one, entry) for one in ("name", "size", "generation"))
-                yield ObjectInfo(name, int(size), str(version), time_of(entry.get("updated")))
+            yield page
             following = page.raw.get("nextPageToken")
             if following is None:
                 return
@@ -303,6 +321,12 @@ def _new_object(options: GCSOptions) -> dict[str, str]:
 
 def _checksum(body: Body) -> dict[str, str]:
     return {"x-goog-hash": f"crc32c={body.crc32c_base64}"}
+
+
+def _listed(page: StoreResponse) -> Iterator[ObjectInfo]:
+    for entry in page.raw.get("items", ()):
+        name, size, version = (page.field(one, entry) for one in ("name", "size", "generation"))
+        yield ObjectInfo(name, int(size), str(version), time_of(entry.get("updated")))
 
 
 def _query(**parameters: object) -> str:

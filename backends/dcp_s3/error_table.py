@@ -29,7 +29,7 @@ from dcp_s3.credentials import METADATA_SERVICE
 __all__ = ["S3Errors"]
 
 _LACKS = Verdict(
-    UnsupportedError, f"{verdicts.NO_CONDITIONS.advice}; if it lacks checksums, set checksums=False"
+    UnsupportedError, f"{verdicts.NO_CONDITIONS.advice}; if it lacks checksums, set upload_checksum=None"
 )
 _OTHER_REGION = Verdict(ConfigurationError, "the bucket is in another region: set region=")
 _EXPIRED = Verdict(PermissionDeniedError, "the session token has expired: renew the credentials", renew=True)
@@ -70,7 +70,8 @@ _CODES: Mapping[str, Verdict] = {
     "MethodNotAllowed": verdicts.NOT_ALLOWED,
     "InvalidArgument": Verdict(
         ConfigurationError,
-        "the store does not take a header or value of this request: one without CRC32C needs checksums=False",
+        "the store does not take a header or value of this request: one without CRC32C needs "
+        "upload_checksum=None",
     ),
     "InvalidRange": verdicts.OUT_OF_RANGE,
     "InvalidPart": verdicts.PART_LOST,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from types import MappingProxyType
+from typing import ClassVar, Literal
 
-from dcp_core.config import BucketKeywords, BucketOptions, LoadKeywords, SaveKeywords
+from dcp_core.config import BucketKeywords, BucketOptions, LoadKeywords, Renamed, SaveKeywords
 from dcp_core.errors import ConfigurationError
 
 __all__ = ["S3LoadKeywords", "S3Options", "S3SaveKeywords"]
@@ -34,9 +35,13 @@ class S3Options(BucketOptions):
         tags: object tags.
         requester_pays: agree to pay for requests to a requester-pays bucket.
         expected_bucket_owner: account id that must own the bucket.
-        checksums: send a CRC32C with every part, which the store checks. Off only for stores that refuse
-            the header; loads are checked all the same.
+        upload_checksum: what is sent with every part for the store to check. ``None`` sends none, for stores
+            that refuse the header; loads are checked all the same.
     """
+
+    RENAMED: ClassVar[Mapping[str, Renamed]] = MappingProxyType(
+        {"checksums": Renamed("upload_checksum", MappingProxyType({True: "crc32c", False: None}))}
+    )
 
     endpoint_url: str | None = None
     region: str | None = None
@@ -53,7 +58,7 @@ class S3Options(BucketOptions):
     tags: Mapping[str, str] | None = None
     requester_pays: bool = False
     expected_bucket_owner: str | None = None
-    checksums: bool = True
+    upload_checksum: Literal["crc32c"] | None = "crc32c"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,6 +72,8 @@ class S3Options(BucketOptions):
             raise ConfigurationError("kms_key_id needs sse='aws:kms' or sse='aws:kms:dsse'")
         if (self.access_key_id is None) != (self.secret_access_key is None):
             raise ConfigurationError("access_key_id and secret_access_key go together")
+        if self.upload_checksum not in (None, "crc32c"):
+            raise ConfigurationError(f"upload_checksum must be crc32c or None, got {self.upload_checksum!r}")
 
 
 class _S3Keywords(BucketKeywords, total=False):
@@ -85,7 +92,7 @@ class _S3Keywords(BucketKeywords, total=False):
     tags: Mapping[str, str] | None
     requester_pays: bool
     expected_bucket_owner: str | None
-    checksums: bool
+    upload_checksum: Literal["crc32c"] | None
 
 
 class S3SaveKeywords(SaveKeywords, _S3Keywords, total=False):

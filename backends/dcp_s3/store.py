@@ -7,14 +7,23 @@ because only the core can tell a repeated conditional write from a lost race.
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 from urllib.parse import quote, urlencode
 
 from dcp_core.errors import ConfigurationError, ObjectNotFoundError, UnsupportedError
-from dcp_core.seam.store import Body, Condition, Limits, ObjectInfo, Part, Upload, UploadInfo
+from dcp_core.seam.store import (
+    Body,
+    CommonPrefix,
+    Condition,
+    Limits,
+    ObjectInfo,
+    Part,
+    Upload,
+    UploadInfo,
+)
 from dcp_core.transport.cloud_store import CloudStore, condition_headers, only_given
 from dcp_core.transport.error_table import Refusal
 from dcp_core.transport.responses import StoreResponse
@@ -87,7 +96,7 @@ class S3Store(CloudStore[S3Client]):
         return ObjectInfo(key, body.size, self.version(response))
 
     def start_upload(self, key: str) -> Upload:
-        checksum = {"ChecksumAlgorithm": "CRC32C"} if self._options.checksums else {}
+        checksum = {"ChecksumAlgorithm": "CRC32C"} if self._options.upload_checksum else {}
         response = self._send("CreateMultipartUpload", key, **self._new_object, **checksum)
         return Upload(key, response.field("UploadId"))
 
@@ -103,7 +112,7 @@ class S3Store(CloudStore[S3Client]):
 
     def _entry(self, part: Part) -> dict[str, Any]:
         entry: dict[str, Any] = {"PartNumber": part.number, "ETag": part.tag}
-        if self._options.checksums:
+        if self._options.upload_checksum:
             entry["ChecksumCRC32C"] = base64.b64encode(part.crc32c.to_bytes(4, "big")).decode()
         return entry
 
@@ -114,25 +123,40 @@ class S3Store(CloudStore[S3Client]):
             return
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        for page in self._pages("ListObjectsV2", prefix, ContinuationToken="NextContinuationToken"):
-            for entry in page.raw.get("Contents", ()):
-                key, size, etag = (page.field(name, entry) for name in ("Key", "Size", "ETag"))
-                yield ObjectInfo(key, size, etag, entry.get("LastModified"))
+        for page in self._listing(prefix):
+            yield from self._listed(page)
+
+    def list_rolled(self, prefix: str, delimiter: str) -> Iterator[ObjectInfo | CommonPrefix]:
+        for page in self._listing(prefix, Delimiter=delimiter):
+            yield from self._listed(page)
+            for entry in page.raw.get("CommonPrefixes", ()):
+                yield CommonPrefix(page.field("Prefix", entry))
+
+    def _listing(self, prefix: str, **wanted: str) -> Iterator[StoreResponse]:
+        marker = {"ContinuationToken": "NextContinuationToken"}
+        return self._pages("ListObjectsV2", prefix, marker, **wanted)
+
+    def _listed(self, page: StoreResponse) -> Iterator[ObjectInfo]:
+        for entry in page.raw.get("Contents", ()):
+            key, size, etag = (page.field(name, entry) for name in ("Key", "Size", "ETag"))
+            yield ObjectInfo(key, size, etag, entry.get("LastModified"))
 
     def list_uploads(self, prefix: str) -> Iterator[UploadInfo]:
         marker = {"KeyMarker": "NextKeyMarker", "UploadIdMarker": "NextUploadIdMarker"}
-        for page in self._pages("ListMultipartUploads", prefix, **marker):
+        for page in self._pages("ListMultipartUploads", prefix, marker):
             for entry in page.raw.get("Uploads", ()):
                 upload = Upload(page.field("Key", entry), page.field("UploadId", entry))
                 # some stores list uploads of the whole bucket whatever the prefix
                 if upload.key.startswith(prefix):
                     yield UploadInfo(upload, entry.get("Initiated"))
 
-    def _pages(self, operation: str, prefix: str, **marker: str) -> Iterator[StoreResponse]:
+    def _pages(
+        self, operation: str, prefix: str, marker: Mapping[str, str], **wanted: str
+    ) -> Iterator[StoreResponse]:
         """All pages of a list; ``marker`` has parameters that ask for the next and where they are said."""
         position: dict[str, Any] = {}
         while True:
-            page = self._send(operation, prefix, Prefix=prefix, **position)
+            page = self._send(operation, prefix, Prefix=prefix, **wanted, **position)
             yield page
             if not page.raw.get("IsTruncated"):
                 return
@@ -173,7 +197,7 @@ class S3Store(CloudStore[S3Client]):
             return
 
     def _payload(self, body: Body) -> dict[str, Any]:
-        checksum = {"ChecksumCRC32C": body.crc32c_base64} if self._options.checksums else {}
+        checksum = {"ChecksumCRC32C": body.crc32c_base64} if self._options.upload_checksum else {}
         return {"Body": body.open(), "ContentLength": body.size, **checksum}
 
 

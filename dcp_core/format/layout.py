@@ -17,6 +17,7 @@ import re
 import secrets
 
 __all__ = [
+    "DATA_PREFIX",
     "data_name",
     "data_names_in",
     "is_data_name",
@@ -24,6 +25,9 @@ __all__ = [
     "metadata_name",
     "new_token",
 ]
+
+#: What names of data objects begin with.
+DATA_PREFIX = "__"
 
 _DATA = re.compile(r"__\d+_\d+\.[0-9a-f]{16}\.distcp")
 _DATA_IN_BYTES = re.compile(_DATA.pattern.encode())

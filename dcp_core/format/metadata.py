@@ -6,24 +6,30 @@ nothing in the process, and takes time and memory in proportion to the record's 
 
 from __future__ import annotations
 
+import json
 import pickle
+from collections.abc import Mapping
+from typing import Any
 
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, StorageMeta
 
-from dcp_core.errors import CheckpointCorruptError
+from dcp_core.errors import CheckpointCorruptError, ConfigurationError
 from dcp_core.format.inert import MalformedPickleError
 from dcp_core.format.kinds import TABLE
 from dcp_core.format.record import DamagedRecordError, metadata_of
-from dcp_core.format.seal import BrokenSealError, check_seal, seal
+from dcp_core.format.seal import NOTE_LIMIT, BrokenSealError, check_seal, note_in, seal
 from dcp_core.format.stored import StorageInfo
 from dcp_core.format.unpickle import unpickle
 from dcp_core.runtime.gc_pause import gc_paused
 from dcp_core.runtime.torch_private import RECORD_VERSION
 
-__all__ = ["decode_metadata", "encode_metadata", "stamp"]
+__all__ = ["HEAD_SIZE", "decode_metadata", "encode_metadata", "facts_in", "stamp"]
 
 #: Bytes of the largest record that is read: ten million items and more.
 _LARGEST = 4 << 30
+
+#: Bytes of a record in which its facts are, if it has any.
+HEAD_SIZE = 64 << 10
 
 
 def stamp(metadata: Metadata, storage_data: dict[MetadataIndex, StorageInfo], meta: StorageMeta) -> None:
@@ -34,10 +40,31 @@ def stamp(metadata: Metadata, storage_data: dict[MetadataIndex, StorageInfo], me
     metadata.storage_meta = meta
 
 
-def encode_metadata(metadata: Metadata) -> bytes:
-    """The bytes of the commit record."""
+def encode_metadata(metadata: Metadata, facts: Mapping[str, Any] | None = None) -> bytes:
+    """The bytes of the commit record; ``facts``, of JSON's types, are noted in it where stock readers pass
+    over them.
+
+    Raises:
+        ConfigurationError: the facts are too long, or not of JSON's types.
+    """
+    try:
+        note = json.dumps(facts).encode() if facts else b""
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"facts must be of JSON's types: {error}") from error
+    if len(note) > NOTE_LIMIT:
+        raise ConfigurationError(f"facts have {NOTE_LIMIT} bytes at most, not {len(note)}")
     with gc_paused():
-        return seal(pickle.dumps(metadata))
+        return seal(pickle.dumps(metadata), note)
+
+
+def facts_in(head: bytes) -> dict[str, Any]:
+    """The facts noted in a commit record, from its first ``HEAD_SIZE`` bytes; empty if there are none."""
+    note = note_in(head)
+    try:
+        found = json.loads(note) if note else {}
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def decode_metadata(data: bytes, *, bucket: str, key: str) -> Metadata:

@@ -89,16 +89,20 @@ class RankReader:
         options = self._options
         # What does not go straight into a tensor passes through a buffer of one piece for each connection.
         # Small pieces also let requests come out even.
-        piece = min(_PIECE, options.request_size, max(BLOCK_SIZE, options.memory // options.concurrency))
+        piece = min(
+            _PIECE, options.max_request_size, max(BLOCK_SIZE, options.memory_limit // options.concurrency)
+        )
         placements: list[Placement] = []
         with gc_paused():
             for item in items:
                 before = len(placements)
-                placements += item.placements(piece, options.gap)
+                placements += item.placements(piece, options.max_gap)
                 targets.expect(item, len(placements) - before)
             total = sum(placement.stop - placement.start for placement in placements)
             return coalesce(
-                placements, request_size_for(total, options.request_size, options.concurrency), options.gap
+                placements,
+                request_size_for(total, options.max_request_size, options.concurrency),
+                options.max_gap,
             )
 
     def _receive(self, requests: Sequence[Request], items: Sequence[Item], targets: OpenTargets) -> None:
@@ -109,7 +113,7 @@ class RankReader:
                 targets,
                 objects=self._objects,
                 transfer=self._transfer,
-                verify=self._options.verify,
+                verify=self._options.verify_checksums,
             ).run()
 
         self._transfer.run(requests, fetch, max(1, min(self._options.concurrency, len(requests))))

@@ -12,6 +12,8 @@ name                                       since    without it
                                                     went through a stream transform (a compression)
 ``c.state_dict_saver._storage_setup``,     2.2      ``UnsupportedError`` from
 ``c.state_dict_loader._storage_setup``              ``use_url_checkpoint_ids()``
+``c.state_dict_saver.``                    2.7      saves in a process of their own have to be given a
+``_ProcessBasedAsyncCheckpointExecutor``            writer: URLs as ids do not reach them
 ``torch.serialization._save``,             1.6      frames come from the public ``torch.save``, which
 ``torch._C.PyTorchFileWriter``                      reads blank elements for zip CRCs: 0.3 CPU seconds
                                                     a GiB, once a process for each dtype and shape
@@ -241,6 +243,32 @@ def wrap_storage_setup(wrap: Callable[[Any], Any]) -> None:
             )
     for module in modules:
         vars(module)["_storage_setup"] = wrap(vars(module)["_storage_setup"])
+
+
+def wrap_process_saves(choose: Callable[[Any, Any], Any]) -> bool:
+    """Have saves in a process of their own (``AsyncCheckpointerType.PROCESS``) take the writer that
+    ``choose(storage_writer, checkpoint_id)`` returns: that process imports torch anew, without any wrapping.
+
+    Returns:
+        Whether this torch has what it takes; otherwise such saves have to be given a writer.
+    """
+    name = "_ProcessBasedAsyncCheckpointExecutor"
+    executor = getattr(state_dict_saver, name, None)
+    if not callable(getattr(executor, "execute_save", None)):
+        return False
+    executor = getattr(executor, "_dcp_cloud", executor)
+
+    class Executor(executor):  # type: ignore[misc, valid-type]
+        _dcp_cloud = executor
+
+        def execute_save(
+            self, staged: Any, *, checkpoint_id: Any = None, storage_writer: Any = None, **options: Any
+        ) -> Any:
+            writer = choose(storage_writer, checkpoint_id)
+            return super().execute_save(staged, checkpoint_id=checkpoint_id, storage_writer=writer, **options)
+
+    vars(state_dict_saver)[name] = Executor
+    return True
 
 
 def group_rank(passed: Mapping[str, Any]) -> int:

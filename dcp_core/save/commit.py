@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, StorageMeta
 from torch.distributed.checkpoint.storage import WriteResult
@@ -59,6 +60,7 @@ class Commit:
     name: str
     options: SaveOptions
     transfer: Transfer
+    facts: Mapping[str, Any] | None = None
 
     @property
     def key(self) -> str:
@@ -122,7 +124,7 @@ class Commit:
         committed = copy.copy(metadata)
         stamp(committed, storage_data, storage_meta)
         superseded = self._superseded(previous) - names
-        self._write(encode_metadata(committed), names, previous)
+        self._write(encode_metadata(committed, self.facts), names, previous)
         stamp(metadata, storage_data, storage_meta)
         self._delete(superseded)
 

@@ -42,10 +42,10 @@ class RankWriter:
         limits = self.store.limits
         options = self.options
         # two parts, which may come out half as large again, and what staging leaves unused fit into memory
-        wanted = min(options.part_size, max(options.memory // 6, limits.min_part_size))
+        wanted = min(options.part_size, max(options.memory_limit // 6, limits.min_part_size))
         part_size = part_size_for(planned_bytes(plan.items), wanted, limits, options.concurrency)
         capacity = min(part_size * limits.max_parts, limits.max_object_size)
-        ring = _ring(options.memory, part_size)
+        ring = _ring(options.memory_limit, part_size)
         frames: Iterator[Frame] = (frame_item(item, planner) for item in write_order(plan.items))
         results: list[WriteResult] = []
         for number in itertools.count():

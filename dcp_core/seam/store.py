@@ -26,6 +26,7 @@ from dcp_core.seam.body import Body
 
 __all__ = [
     "Body",
+    "CommonPrefix",
     "Condition",
     "CreateOnly",
     "Limits",
@@ -123,6 +124,13 @@ class UploadInfo:
     started: datetime | None
 
 
+@dataclass(frozen=True)
+class CommonPrefix:
+    """Keys that a listing rolled up: all that begin with ``prefix``."""
+
+    prefix: str
+
+
 class RangeReader(Protocol):
     """The body of one range request."""
 
@@ -211,6 +219,23 @@ class ObjectStore(ReadableStore):
     @abc.abstractmethod
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """All objects whose key starts with ``prefix``, in key order, through every page."""
+
+    def list_rolled(self, prefix: str, delimiter: str) -> Iterator[ObjectInfo | CommonPrefix]:
+        """Like :meth:`list`, with the keys that have ``delimiter`` behind ``prefix`` rolled up.
+
+        Each group becomes one :class:`CommonPrefix`, up to the delimiter, or with the whole or the beginning
+        of it. Entries of one page come in any order. Stores that can, do it on their side: a listing then
+        costs a request for every 1,000 groups or so, however many keys are in them. This default reads the
+        whole listing.
+        """
+        last: str | None = None
+        for info in self.list(prefix):
+            head, found, _ = info.key[len(prefix) :].partition(delimiter)
+            if not found:
+                yield info
+            elif head != last:
+                last = head
+                yield CommonPrefix(prefix + head + delimiter)
 
     @abc.abstractmethod
     def list_uploads(self, prefix: str) -> Iterator[UploadInfo]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -85,9 +85,9 @@ class _Save:
     def checkpoint(self) -> CheckpointStore[SaveOptions]:
         return self.announced.checkpoint
 
-    def commit(self, store: ObjectStore) -> Commit:
+    def commit(self, store: ObjectStore, facts: Mapping[str, Any] | None = None) -> Commit:
         name = metadata_name(self.rank if self.alone else None)
-        return Commit(store, self.checkpoint.location, name, self.checkpoint.options, self.transfer)
+        return Commit(store, self.checkpoint.location, name, self.checkpoint.options, self.transfer, facts)
 
     def name_of(self, number: int) -> str:
         return data_name(self.rank, number, self.token)
@@ -122,6 +122,8 @@ class CloudStorageWriter(StorageWriter):
     backend: ClassVar[Backend | None] = None
 
     def __init__(self, url: str | os.PathLike[str], **options: Any) -> None:
+        #: What is noted in the commit record beside the checkpoint, of JSON's types.
+        self.facts: Mapping[str, Any] | None = None
         self._current = Current(_writable(CheckpointStore(url, SaveOptions, options, self.backend)))
         self._next: UnderWay[_Announced] = UnderWay()
         self._saves: UnderWay[_Save] = UnderWay()
@@ -218,7 +220,7 @@ class CloudStorageWriter(StorageWriter):
         save = self._under_way()
         try:
             with _naming_rank(save.rank), save.transfer.watched(), save.checkpoint.use_writable() as store:
-                save.commit(store).publish(metadata, results, save.announced.meta, save.previous)
+                save.commit(store, self.facts).publish(metadata, results, save.announced.meta, save.previous)
         finally:
             self._saves.end(save)
 

@@ -33,7 +33,7 @@ class Retries:
 
     def __init__(self, options: TransferOptions, uniform: Callable[[float, float], float]) -> None:
         self._timeout = options.retry_timeout
-        self._attempts = options.attempts
+        self._attempts = options.max_attempts
         self._uniform = uniform
         self._first: float | None = None
         self._count = 0
@@ -66,6 +66,6 @@ class Retries:
         """``error``, saying how long it was tried."""
         if self._count > 1 and self._first is not None:
             error.message += f" (final: {self._count} attempts failed within {now - self._first:.1f} s; "
-            bound = "attempts" if self.left(now) else "retry_timeout"
+            bound = "max_attempts" if self.left(now) else "retry_timeout"
             error.message += f"see {bound}=)"
         return error

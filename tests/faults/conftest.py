@@ -27,3 +27,10 @@ def proxy(cloud_bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fau
     """A fault proxy before the server; the environment's variables lead to the proxy."""
     with proxied(cloud_bucket, monkeypatch) as running:
         yield running
+
+
+@pytest.fixture
+def seaweedfs_proxy(seaweedfs_bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """A fault proxy before SeaweedFS alone, for what no cloud has to do with."""
+    with proxied(seaweedfs_bucket, monkeypatch) as running:
+        yield running

@@ -31,7 +31,7 @@ from urllib3.exceptions import InsecureRequestWarning
 
 from dcp_azure import AzureOptions, AzureStorageReader, AzureStorageWriter
 from dcp_azure.checksum import checksum_headers
-from dcp_azure.ranges import PublicAnswer
+from dcp_azure.azure_private import PublicResponse
 from dcp_azure.store import AzureStore
 from dcp_core import (
     CloudStorageReader,
@@ -42,7 +42,7 @@ from dcp_core import (
     UnsupportedError,
 )
 from dcp_core.format.checksum import crc32c
-from dcp_core.store import Upload
+from dcp_core.seam.store import Upload
 from dcp_core.testing import body_of, in_threads, pattern, read_all
 
 MIB = 1 << 20
@@ -144,7 +144,7 @@ def test_crc64_is_azures() -> None:
 def test_every_body_carries_its_checksum(
     azure_bucket: AzureBucket, proxy: FaultProxy, kind: str | None, header: str | None
 ) -> None:
-    save(f"{azure_bucket.url}/run", transactional_checksum=kind)
+    save(f"{azure_bucket.url}/run", upload_checksum=kind)
     writes = [seen for seen in proxy.requests if seen.method == "PUT" and "blocklist" not in seen.query]
     assert len(writes) == 4  # the start, two parts, the record
     for seen in writes:
@@ -180,7 +180,7 @@ def test_ranges_come_from_the_socket(azure_bucket: AzureBucket) -> None:
 
 def test_ranges_without_the_way_down(azure_bucket: AzureBucket, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a release of the SDK without the private attribute would do: it copies, and is right."""
-    monkeypatch.setattr("dcp_azure.store.raw_answer", PublicAnswer)
+    monkeypatch.setattr("dcp_azure.store.raw_response", PublicResponse)
     azure_bucket.write("key", pattern(MIB))
     with contextlib.closing(AzureStore(azure_bucket.name, AzureOptions())) as store:
         for start, stop in ((2, 5), (0, MIB), (70_000, 200_001)):
@@ -242,7 +242,7 @@ HEADERS = b'ETag: "e"\r\nLast-Modified: Tue, 24 Nov 2026 00:00:00 GMT\r\nConnect
     ],
     ids=["range ignored", "cut short"],
 )  # fmt: skip
-def test_odd_answers(answer: bytes, start: int, expected: type[Exception]) -> None:
+def test_odd_responses(answer: bytes, start: int, expected: type[Exception]) -> None:
     port, server = answering(answer)
     options = AzureOptions(account_url=f"http://127.0.0.1:{port}/account", anonymous=True)
 

@@ -21,7 +21,7 @@ from ranks import Ranks
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.planner import SavePlanner
-from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
+from torch_releases import since
 
 from dcp_core import (
     CheckpointNotFoundError,
@@ -54,6 +54,8 @@ def load(url: str, seed: int, **options: Any) -> None:
 
 def async_saves(url: str, kind: str) -> None:
     """Three saves in a row with one writer, the state changed as soon as torch allows it."""
+    from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
+
     writer = CloudStorageWriter(url)
     for seed in (1, 2, 3):
         full = {"dim 0": scenarios.noise(seed, (64, 48))}
@@ -71,6 +73,7 @@ def async_saves(url: str, kind: str) -> None:
         scenarios.assert_same(loaded, full)
 
 
+@since(2, 7, "a choice of the executor, and with it staging of what is in CPU memory")
 @pytest.mark.parametrize("kind", ["THREAD", "PROCESS"])
 def test_async_save(seaweedfs_bucket: Bucket, worlds: World, kind: str) -> None:
     worlds(2).run(async_saves, f"{seaweedfs_bucket.url}/run", kind)
@@ -79,7 +82,7 @@ def test_async_save(seaweedfs_bucket: Bucket, worlds: World, kind: str) -> None:
 
 def failing_async_save(url: str) -> None:
     state = scenarios.sharded({"dim 0": scenarios.noise(1, (64, 48))})
-    dcp.async_save(state, storage_writer=CloudStorageWriter(url, attempts=1)).result()
+    dcp.async_save(state, storage_writer=CloudStorageWriter(url, max_attempts=1)).result()
 
 
 def test_async_save_reports_its_failure(seaweedfs_bucket: Bucket, proxy: FaultProxy, worlds: World) -> None:
@@ -117,6 +120,7 @@ def saves_with_cached_plans(url: str) -> None:
                 cache.clear()
 
 
+@since(2, 7, "plan caching")
 def test_plan_caching(seaweedfs_bucket: Bucket, worlds: World) -> None:
     """torch hands out the first save's plan again; names and tokens must not."""
     worlds(2).run(saves_with_cached_plans, f"{seaweedfs_bucket.url}/run")
@@ -168,7 +172,7 @@ def test_loads_into_other_dtypes_and_layouts(seaweedfs_bucket: Bucket) -> None:
     }
     for target in targets.values():
         state = {"weight": target}
-        dcp.load(state, storage_reader=CloudStorageReader(url, request_size=1 << 20))
+        dcp.load(state, storage_reader=CloudStorageReader(url, max_request_size=1 << 20))
         assert torch.equal(target.detach().float(), weight)
 
 
@@ -191,6 +195,7 @@ def loads_without_collectives(url: str) -> None:
     assert (state[f"rank {rank}"] == rank).all()
 
 
+@since(2, 9, "saving without collectives")
 def test_without_collectives(seaweedfs_bucket: Bucket, worlds: World) -> None:
     url = f"{seaweedfs_bucket.url}/run"
     for _ in range(2):  # and over itself
@@ -295,7 +300,7 @@ def test_urls_as_checkpoint_ids(
     use_url_checkpoint_ids(overwrite_nothing=1)
     with pytest.raises(ConfigurationError, match="overwrite_nothing"):
         dcp.save(state_of(1), checkpoint_id=url)
-    use_url_checkpoint_ids(attempts=2)
+    use_url_checkpoint_ids(max_attempts=2)
     for checkpoint in (url, str(tmp_path / "local")):
         dcp.save(state_of(1), checkpoint_id=checkpoint)
         target = {"weight": torch.zeros(200, 100)}
@@ -370,7 +375,7 @@ def test_checkpoints_of_other_writers(seaweedfs_bucket: Bucket, tmp_path: Path, 
     dcp.save(big_state(5), storage_writer=writer)
     url = uploaded(seaweedfs_bucket, tmp_path)
     target = scenarios.blanked(big_state(5))
-    dcp.load(target, storage_reader=CloudStorageReader(url, request_size=1 << 20))
+    dcp.load(target, storage_reader=CloudStorageReader(url, max_request_size=1 << 20))
     scenarios.assert_same(target, big_state(5))
 
 
@@ -409,6 +414,7 @@ def test_stock_reader_loads_ours(bucket: Bucket, worlds: World, tmp_path: Path) 
 # --- compressed streams of stock writers
 
 
+@since(2, 7, "stream extensions")
 def test_stream_transforms_of_stock_writers(seaweedfs_bucket: Bucket, tmp_path: Path) -> None:
     from torch.distributed.checkpoint._extension import ZStandard
 

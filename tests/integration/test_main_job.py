@@ -23,7 +23,7 @@ def test_four_to_two_to_one(bucket: Bucket, worlds: World) -> None:
 def test_one_to_four(bucket: Bucket, worlds: World) -> None:
     # parts of 5 MiB: the large tensor goes through the multipart path
     worlds(1).run(scenarios.save_full, f"{bucket.url}/run", 9, {"part_size": 5 << 20})
-    worlds(4).run(scenarios.load_full, f"{bucket.url}/run", 9, {"request_size": 1 << 20})
+    worlds(4).run(scenarios.load_full, f"{bucket.url}/run", 9, {"max_request_size": 1 << 20})
     assert bucket.uploads() == []
 
 

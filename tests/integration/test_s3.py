@@ -52,7 +52,7 @@ def test_options_of_objects_reach_the_server(localstack_bucket: Bucket) -> None:
 
 def test_kms_options_are_sent(seaweedfs_bucket: Bucket, proxy: FaultProxy) -> None:
     with pytest.raises(BaseException, match=r"."):  # the server has no KMS
-        save(f"{seaweedfs_bucket.url}/run", sse="aws:kms", kms_key_id="my-key", bucket_key=True)
+        save(f"{seaweedfs_bucket.url}/run", sse="aws:kms", kms_key_id="my-key", bucket_key=True, retry_timeout=1)
     sent = next(seen.headers for seen in proxy.requests if seen.operation == "CreateMultipartUpload")
     assert sent["x-amz-server-side-encryption"] == "aws:kms"
     assert sent["x-amz-server-side-encryption-aws-kms-key-id"] == "my-key"
@@ -176,7 +176,7 @@ HEADERS = b'ETag: "e"\r\nLast-Modified: Tue, 24 Nov 2026 00:00:00 GMT\r\nConnect
     ids=["range ignored", "cut short"],
 )  # fmt: skip
 @pytest.mark.usefixtures("seaweedfs_bucket")
-def test_odd_answers(answer: bytes, start: int, expected: type[Exception]) -> None:
+def test_odd_responses(answer: bytes, start: int, expected: type[Exception]) -> None:
     port, server = answering(answer)
     options = S3Options(endpoint_url=f"http://127.0.0.1:{port}", addressing_style="path")
 
