@@ -1,14 +1,19 @@
-"""The event loop of a server in the tests' own process, which ends with every connection closed."""
+"""Connections of servers in the tests' own process: a loop that ends with all of them closed, and resets."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
+import struct
 from typing import Any
 
-__all__ = ["ServerLoop"]
+__all__ = ["ServerLoop", "bound", "end_connection"]
 
 #: Turns of the loop within which every transport that is cut has closed its socket.
 _TURNS = 100
+#: Closing a connection with this sends a reset.
+_RESET = struct.pack("ii", 1, 0)
 
 
 class ServerLoop(asyncio.SelectorEventLoop):
@@ -50,3 +55,23 @@ class ServerLoop(asyncio.SelectorEventLoop):
 def _is_open(transport: Any) -> bool:
     """Whether its socket is; a transport that ``is_closing`` may wait for a peer for ever."""
     return transport._sock is not None
+
+
+def bound(port: int) -> socket.socket:
+    """A socket at a loopback port that others of this process may have too, as long as one listens."""
+    found = socket.socket()
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    found.bind(("127.0.0.1", port))
+    return found
+
+
+def end_connection(transport: Any, *, in_order: bool = False) -> None:
+    """End a connection with a reset, unless ``in_order``; the client may have gone first."""
+    if transport is None:
+        return
+    if in_order:
+        transport.close()
+        return
+    with contextlib.suppress(OSError):
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    transport.abort()

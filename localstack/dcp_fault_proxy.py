@@ -16,24 +16,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
-import struct
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+import aiohttp
 from aiohttp import web
-from dcp_connections import ServerLoop
+from dcp_connections import ServerLoop, bound, end_connection
 from dcp_faults import Fault, Seen, error_body
 from dcp_relay import Broken, Relay, Whole, WholeResponse
 
 __all__ = ["Fault", "FaultProxy", "Seen"]
 
 _LIMIT = 60.0
-#: Closing a connection with this sends a reset.
-_RESET = struct.pack("ii", 1, 0)
+#: Seconds between two looks at what is under way.
+_LOOK = 0.01
 
 
 class _Case(NamedTuple):
@@ -79,6 +78,8 @@ class FaultProxy:
         self._overtaken: list[Whole] = []
         self._held: list[_Held] = []
         self._holding = asyncio.Event()
+        self._passing = 0
+        self._defects: list[Exception] = []
         self._ways: dict[str, _Way] = {
             **{"error": self._refuse, "page": self._show_page, "refuse": self._vanish},
             **{"delay": self._delay, "late": self._late, "lose_response": self._lose},
@@ -125,6 +126,10 @@ class FaultProxy:
         """
         return self._await(self._release(drop))
 
+    def settle(self, seconds: float = _LIMIT) -> bool:
+        """Whether all that came is done within so many seconds: what clients gave up is done all the same."""
+        return self._await(self._settle(seconds), seconds + _LIMIT)
+
     def __enter__(self) -> FaultProxy:
         self._thread.start()
         self._await(self._start())
@@ -135,6 +140,8 @@ class FaultProxy:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+        if self._defects:
+            raise RuntimeError("the fault proxy itself failed") from self._defects[0]
 
     def _await(self, coroutine: Coroutine[Any, Any, Any], limit: float = _LIMIT) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(limit)
@@ -146,13 +153,13 @@ class FaultProxy:
         self._runner = web.AppRunner(application, auto_decompress=False, shutdown_timeout=0.1)
         await self._runner.setup()
         # bound for as long as the proxy runs: the port is nobody else's while it is closed
-        self._reserved = _bound(0)
+        self._reserved = bound(0)
         self.port = self._reserved.getsockname()[1]
         await self._open_port()
 
     async def _open_port(self) -> None:
         if self._site is None:
-            self._site = web.SockSite(self._runner, _bound(self.port), backlog=512)
+            self._site = web.SockSite(self._runner, bound(self.port), backlog=512)
             await self._site.start()
 
     async def _close_port(self) -> None:
@@ -162,7 +169,7 @@ class FaultProxy:
         server = self._runner.server
         assert server is not None
         for connection in server.connections:
-            _reset(connection.transport)
+            end_connection(connection.transport)
 
     async def _stop(self) -> None:
         await self._runner.cleanup()
@@ -186,21 +193,29 @@ class FaultProxy:
         raw = urlsplit(request.raw_path)
         seen = Seen(request.method, raw.path, raw.query, dict(request.headers))
         fault = self._choose(seen)
-        if self._latency:
-            await asyncio.sleep(self._latency)
+        self._passing += 1
         try:
-            if fault is not None and fault.kind in self._ways:
-                return await self._ways[fault.kind](_Case(request, seen, fault))
-            if any(urlsplit(one.raw_path).path == seen.path for one in self._overtaken):
-                return await self._overtake(request, seen)
-            return await self._relay.pass_on(request, seen, fault)
+            await asyncio.sleep(self._latency)
+            return await self._respond(request, seen, fault)
         except Broken as end:
-            # the client may have gone first
-            if request.transport is not None and end.in_order:
-                request.transport.close()
-            elif request.transport is not None:
-                _reset(request.transport)
-            return web.Response()
+            end_connection(request.transport, in_order=end.in_order)
+        # the client has gone
+        except (ConnectionError, aiohttp.ClientError):
+            end_connection(request.transport)
+        # a response that nobody ordered must not pass for the store's
+        except Exception as error:
+            self._defects.append(error)
+            raise
+        finally:
+            self._passing -= 1
+        return web.Response()
+
+    async def _respond(self, request: web.Request, seen: Seen, fault: Fault | None) -> web.StreamResponse:
+        if fault is not None and fault.kind in self._ways:
+            return await self._ways[fault.kind](_Case(request, seen, fault))
+        if any(urlsplit(one.raw_path).path == seen.path for one in self._overtaken):
+            return await self._overtake(request, seen)
+        return await self._relay.pass_on(request, seen, fault)
 
     async def _receive(self, case: _Case) -> Whole:
         return await self._relay.receive(case.request, case.seen)
@@ -313,26 +328,15 @@ class FaultProxy:
             await asyncio.wait_for(self._holding.wait(), seconds)
         return self._holding.is_set()
 
+    async def _settle(self, seconds: float) -> bool:
+        until = self._loop.time() + seconds
+        while self._passing and self._loop.time() < until:
+            await asyncio.sleep(_LOOK)
+        return not self._passing
+
     async def _release(self, drop: bool) -> list[int]:
         held, self._held = self._held, []
         self._holding.clear()
         for one in held:
             one.dropped.set_result(drop)
         return [await one.ended for one in held]
-
-
-def _bound(port: int) -> socket.socket:
-    """A socket at a loopback port that others of this process may have too, as long as one listens."""
-    found = socket.socket()
-    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    found.bind(("127.0.0.1", port))
-    return found
-
-
-def _reset(transport: Any) -> None:
-    """End a connection with a reset."""
-    connection = transport.get_extra_info("socket") if transport is not None else None
-    if connection is not None:
-        with contextlib.suppress(OSError):
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-        transport.abort()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 
@@ -26,6 +27,8 @@ _FLUSH = 0.05
 
 #: What a fault does before some bytes of a body: other bytes, or the end of the connection.
 _Action = Callable[[bytes], Awaitable[bytes]]
+
+_Body = AsyncIterator[bytes] | io.BytesIO
 
 
 class Broken(Exception):
@@ -109,7 +112,7 @@ class Relay:
         Raises:
             Broken: the server broke the connection.
         """
-        body = whole.body or None
+        body = io.BytesIO(whole.body) if whole.body else None
         async with self._asked(whole.method, whole.raw_path, whole.headers, body) as found:
             return WholeResponse(found.status, found.reason, _kept(found.headers), await found.read())
 
@@ -129,7 +132,11 @@ class Relay:
 
     @contextlib.asynccontextmanager
     async def _asked(
-        self, method: str, raw_path: str, headers: CIMultiDict[str], body: AsyncIterator[bytes] | bytes | None
+        self,
+        method: str,
+        raw_path: str,
+        headers: CIMultiDict[str],
+        body: AsyncIterator[bytes] | io.BytesIO | None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         try:
             async with self._client.request(

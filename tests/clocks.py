@@ -8,10 +8,15 @@ __all__ = ["DrivenClock"]
 
 
 class DrivenClock:
-    """Time passes only where somebody waits, and by as much; chance always draws the longest pause."""
+    """Time passes only where somebody waits, and by as much.
 
-    def __init__(self, now: float = 1000.0) -> None:
-        self.time = now
+    Args:
+        chance: where between low and high every random number is.
+    """
+
+    def __init__(self, *, chance: float = 1.0) -> None:
+        self.time = 1000.0
+        self.chance = chance
         #: Every wait, in seconds.
         self.waits: list[float] = []
 
@@ -23,4 +28,4 @@ class DrivenClock:
         self.time += seconds
 
     def uniform(self, low: float, high: float) -> float:
-        return high
+        return low + self.chance * (high - low)

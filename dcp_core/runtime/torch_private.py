@@ -12,6 +12,8 @@ name                                       since    without it
                                                     went through a stream transform (a compression)
 ``c.state_dict_saver._storage_setup``,     2.2      ``UnsupportedError`` from
 ``c.state_dict_loader._storage_setup``              ``use_url_checkpoint_ids()``
+``c.state_dict_saver.``                    2.7      saves in a process of their own have to be given a
+``_ProcessBasedAsyncCheckpointExecutor``            writer: URLs as ids do not reach them
 ``torch.serialization._save``,             1.6      frames come from the public ``torch.save``, which
 ``torch._C.PyTorchFileWriter``                      reads blank elements for zip CRCs: 0.3 CPU seconds
                                                     a GiB, once a process for each dtype and shape

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from conftest import Bucket
 
 #: What each test does after the opt-in, which changes torch for the rest of the process: one of its own.
@@ -100,7 +99,7 @@ def test_fsspec_is_left_alone_if_asked(seaweedfs_bucket: Bucket, tmp_path: Path)
 import fsspec
 use_url_checkpoint_ids(fsspec=False)
 dcp.save(state(3), checkpoint_id=url)
-print(loaded(checkpoint_id=url), "s3" in fsspec.registry.registry)
+print(loaded(checkpoint_id=url), "s3" in fsspec.registry)
 """
     assert run(tmp_path, seaweedfs_bucket, body).split() == ["3.0", "False"]
 

@@ -26,6 +26,7 @@ PAGES = [
     "docs/clouds/gcs.md",
     "docs/clouds/s3.md",
     "docs/examples.md",
+    "docs/runs.md",
     "docs/tuning.md",
     "docs/tutorial.md",
 ]

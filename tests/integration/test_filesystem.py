@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from conftest import Bucket
 from dcp_fault_proxy import FaultProxy
+from fsspec.registry import _registry
 
 from dcp_core import CloudStorageWriter, ObjectNotFoundError
 from dcp_core.integrations.filesystem import register_file_systems
@@ -21,11 +23,20 @@ MIB = 1 << 20
 @pytest.fixture
 def fs(bucket: Bucket) -> Iterator[Any]:
     scheme = bucket.url.partition(":")[0]
-    known = dict(fsspec.registry.registry)
+    with registered(scheme) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def registered(scheme: str) -> Iterator[Any]:
+    """What fsspec opens URLs of ``scheme`` with, for as long as this lasts."""
+    known = dict(_registry)
     register_file_systems([scheme], {})
-    yield fsspec.filesystem(scheme)
-    fsspec.registry._registry.clear()
-    fsspec.registry._registry.update(known)
+    try:
+        yield fsspec.filesystem(scheme)
+    finally:
+        _registry.clear()
+        _registry.update(known)
 
 
 def save(url: str) -> None:
@@ -71,15 +82,10 @@ def test_a_deleted_step_is_gone(bucket: Bucket, fs: Any) -> None:
 
 
 def test_the_record_goes_first(seaweedfs_bucket: Bucket, proxy: FaultProxy) -> None:
-    known = dict(fsspec.registry.registry)
-    register_file_systems(["s3"], {})
-    try:
-        save(f"{seaweedfs_bucket.url}/run")
-        proxy.clear()
-        fsspec.filesystem("s3").rm(f"{seaweedfs_bucket.url}/run", recursive=True)
-    finally:
-        fsspec.registry._registry.clear()
-        fsspec.registry._registry.update(known)
+    save(f"{seaweedfs_bucket.url}/run")
+    proxy.clear()
+    with registered("s3") as fs:
+        fs.rm(f"{seaweedfs_bucket.url}/run", recursive=True)
     deleted = [seen for seen in proxy.requests if seen.operation.startswith("DeleteObject")]
     assert len(deleted) == 2
     assert [key for key in seaweedfs_bucket.keys() if not key.endswith("/")] == []
@@ -105,9 +111,14 @@ def test_what_is_written_is_read(bucket: Bucket, fs: Any, size: int) -> None:
 
 def test_an_error_while_writing_leaves_nothing(bucket: Bucket, fs: Any) -> None:
     path = f"{bucket.url}/file"
-    with pytest.raises(RuntimeError, match="the writer's own"), fs.open(path, "wb", block_size=5 * MIB) as file:
-        file.write(bytes(12 * MIB))
-        raise RuntimeError("the writer's own")
+
+    def write() -> None:
+        with fs.open(path, "wb", block_size=5 * MIB) as file:
+            file.write(bytes(12 * MIB))
+            raise RuntimeError("the writer's own")
+
+    with pytest.raises(RuntimeError, match="the writer's own"):
+        write()
     assert not fs.exists(path)
     assert bucket.uploads() == []
     assert bucket.keys() == []

@@ -213,9 +213,7 @@ def test_a_listing_that_fails_is_an_error_and_not_an_empty_run(
 ) -> None:
     with running(f"{seaweedfs_bucket.url}/run", max_attempts=2) as run:
         run.save(1, state(1))
-        proxy.add(
-            Fault("error", operation="ListObjectsV2", status=503, code="SlowDown", times=1)
-        )
+        proxy.add(Fault("error", operation="ListObjectsV2", status=503, code="SlowDown", times=1))
         assert committed(run) == [1]
         proxy.add(Fault("error", operation="ListObjectsV2", status=503, code="SlowDown", times=99))
         for ask in (run.steps, run.latest, lambda: run.load(state(0))):
@@ -223,9 +221,7 @@ def test_a_listing_that_fails_is_an_error_and_not_an_empty_run(
                 ask()
 
 
-def test_a_thousand_steps_take_three_requests(
-    proxy: FaultProxy, seaweedfs_bucket: Bucket
-) -> None:
+def test_a_thousand_steps_take_three_requests(proxy: FaultProxy, seaweedfs_bucket: Bucket) -> None:
     """Whatever the number of ranks: data objects are rolled up."""
     url = f"{seaweedfs_bucket.url}/run"
     dcp.save(state(999), storage_writer=CloudStorageWriter(f"{url}/step-999"))

@@ -13,9 +13,7 @@ from dcp_core.run.retention import Retention
 
 COUNTS = st.none() | st.integers(1, 6)
 METRICS = st.dictionaries(st.sampled_from(["loss", "other"]), st.floats(), max_size=2)
-BESTS = st.none() | st.builds(
-    Best, st.just("loss"), st.integers(1, 4), st.sampled_from(["min", "max"])
-)
+BESTS = st.none() | st.builds(Best, st.just("loss"), st.integers(1, 4), st.sampled_from(["min", "max"]))
 RULES = st.builds(Retention, COUNTS, COUNTS, BESTS)
 STEPS = st.dictionaries(st.integers(0, 60), METRICS, max_size=20)
 
@@ -60,7 +58,9 @@ def test_a_second_pass_finds_nothing(rule: Retention, steps: dict[int, dict[str,
     assert not steps or max(steps) in left
 
 
-@pytest.mark.parametrize("rule", [{"keep_last": 0}, {"keep_last": True}, {"keep_every": 1.5}, {"keep_every": -1}])
+@pytest.mark.parametrize(
+    "rule", [{"keep_last": 0}, {"keep_last": True}, {"keep_every": 1.5}, {"keep_every": -1}]
+)
 def test_rules_that_make_no_sense_are_refused(rule: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match="must be a whole number from 1"):
         Retention(**rule)

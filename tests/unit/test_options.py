@@ -11,7 +11,6 @@ import pytest
 from dcp_azure import AzureOptions
 from dcp_core import CheckpointRun, CloudStorageReader, CloudStorageWriter, ConfigurationError
 from dcp_core.config import LoadOptions, SaveOptions, build_options
-from dcp_core.testing.memory import MemoryStore
 from dcp_s3 import S3Options, S3StorageReader
 
 RENAMED: list[tuple[type, str, Any, str, Any]] = [
@@ -59,7 +58,3 @@ def test_the_warning_is_about_the_callers_line(made: Callable[[], Any]) -> None:
     found = [one for one in caught if issubclass(one.category, DeprecationWarning)]
     assert found
     assert {one.filename for one in found} == {__file__}
-
-
-def test_a_store_of_this_process_needs_no_options() -> None:
-    assert MemoryStore("any").limits.min_part_size == 1024
