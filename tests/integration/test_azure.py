@@ -30,8 +30,8 @@ from sockets import CountingBody, Listener, answering
 from urllib3.exceptions import InsecureRequestWarning
 
 from dcp_azure import AzureOptions, AzureStorageReader, AzureStorageWriter
-from dcp_azure.checksum import checksum_headers
 from dcp_azure.azure_private import PublicResponse
+from dcp_azure.checksum import checksum_headers
 from dcp_azure.store import AzureStore
 from dcp_core import (
     CloudStorageReader,
