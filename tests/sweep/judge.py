@@ -13,8 +13,6 @@ from datetime import timedelta
 from typing import Any
 
 from conftest import Bucket
-from sweep.cases import WrongValuesError, seed_of
-from sweep.world import DEAD, HUNG
 from torch.distributed.checkpoint.api import CheckpointException
 
 from dcp_core import CheckpointNotFoundError, CloudCheckpointError, PeerFailedError
@@ -22,6 +20,8 @@ from dcp_core.config import LoadOptions
 from dcp_core.format.layout import data_names_in, is_data_name
 from dcp_core.storage.checkpoint_store import CheckpointStore
 from dcp_core.upkeep.leftovers import Cleanup, Found
+from sweep.cases import WrongValuesError, seed_of
+from sweep.world import DEAD, HUNG
 
 __all__ = ["Case", "Judge", "Verdict", "error_violations"]
 

@@ -10,12 +10,13 @@ from typing import Any
 
 from conftest import Bucket
 from dcp_fault_proxy import FaultProxy
+from dcp_faults import Fault
+
 from sweep import cases
 from sweep.judge import Case, Judge, Verdict
 from sweep.points import Broken, Death, Scenario
 from sweep.requests import AtRequest, Request, requests_in
 from sweep.world import World
-from dcp_faults import Fault
 
 __all__ = ["Result", "Sweep"]
 
@@ -194,4 +195,3 @@ def _of(scenario: Scenario) -> list[Fault]:
         denied = {"status": 403, "code": "AccessDenied", "times": 1_000_000}
         return [Fault("error", operation="CompleteMultipartUpload", **denied)]
     return []
-
