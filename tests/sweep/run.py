@@ -135,7 +135,7 @@ class Sweep:
             outcomes = world.end(_LIMIT)
         case = Case(
             *(before, seed, outcomes),
-            may_commit=not scenario.cleans_up,
+            may_commit=not scenario.overtaken,
             must_succeed=point.passes and not scenario.cleans_up,
         )
         return self._judged(case, point.comes_later), case.succeeded
