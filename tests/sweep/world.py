@@ -6,6 +6,7 @@ They are forked by a server that has imported everything: a world then takes a p
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -98,6 +99,8 @@ def _serve(pipe: Connection, rank: int, size: int, port: int) -> None:
     import torch.distributed as dist
 
     torch.set_num_threads(1)
+    # torch and this library tell of every failure, and each is judged
+    logging.disable()
     # what we warn of is an error, as in the tests themselves
     warnings.filterwarnings("error", module=r"dcp_(core|s3|gcs|azure|http)(\..*)?$")
     # as launchers end their processes
