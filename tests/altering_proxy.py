@@ -14,6 +14,7 @@ import http.client
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
@@ -26,11 +27,11 @@ PAGE = b"<!doctype html><html><head><title>Console</title></head><body>Log in</b
 
 @dataclass(frozen=True)
 class Asked:
-    """A request, with its body."""
+    """A request, with its body; ``headers`` are found whatever their case."""
 
     method: str
     path: str
-    headers: dict[str, str]
+    headers: Message
     body: bytes
 
 
@@ -141,7 +142,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        response = self.proxy.respond(Asked(self.command, self.path, dict(self.headers.items()), body))
+        response = self.proxy.respond(Asked(self.command, self.path, self.headers, body))
         self.send_response_only(response.status)
         for name, value in response.headers.items():
             if self.command == "HEAD" or name.lower() != "content-length":
