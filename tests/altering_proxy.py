@@ -1,7 +1,7 @@
 """A reverse proxy that changes responses, as consoles, login pages and header-stripping proxies do.
 
 Requests pass unchanged, ``Host`` included, so that signatures hold upstream. What comes back goes through
-``alter``, which returns what the client gets::
+``alter``, which returns what the client gets; ``refuse`` may answer a request without asking upstream::
 
     with AlteringProxy(server.endpoint) as proxy:
         proxy.alter = without("ETag")
@@ -18,7 +18,18 @@ from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
-__all__ = ["Alter", "AlteringProxy", "Asked", "Response", "emptied", "page", "unchanged", "without"]
+__all__ = [
+    "Alter",
+    "AlteringProxy",
+    "Asked",
+    "Refuse",
+    "Response",
+    "emptied",
+    "page",
+    "s3_error",
+    "unchanged",
+    "without",
+]
 
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "expect", "te", "upgrade"}
 #: What a console's port or a login page serves for every path.
@@ -45,6 +56,7 @@ class Response:
 
 
 Alter = Callable[[Asked, Response], Response]
+Refuse = Callable[[Asked], Response | None]
 
 
 def unchanged(_: Asked, response: Response) -> Response:
@@ -74,6 +86,12 @@ def emptied(asked: Asked, response: Response) -> Response:
     return replace(response, body=b"") if asked.method == "GET" else response
 
 
+def s3_error(status: int, code: str) -> Response:
+    """An error as S3 has it."""
+    body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>said the test</Message></Error>"
+    return Response(status, {"Content-Type": "application/xml"}, body.encode())
+
+
 class AlteringProxy:
     """The proxy, on a thread of its own.
 
@@ -82,11 +100,13 @@ class AlteringProxy:
 
     Attributes:
         alter: what becomes of responses, at first nothing.
+        refuse: responses to requests that upstream is not to see; ``None`` for those that it is.
         seen: the requests, in order.
     """
 
     def __init__(self, upstream: str) -> None:
         self.alter: Alter = unchanged
+        self.refuse: Refuse = lambda _: None
         self.seen: list[Asked] = []
         self._upstream = urlsplit(upstream)
         owner = self
@@ -105,7 +125,7 @@ class AlteringProxy:
     def respond(self, asked: Asked) -> Response:
         """What the client gets."""
         self.seen.append(asked)
-        return self.alter(asked, self._ask(asked))
+        return self.refuse(asked) or self.alter(asked, self._ask(asked))
 
     def _ask(self, asked: Asked) -> Response:
         connection = http.client.HTTPConnection(self._upstream.netloc, timeout=60)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from altering_proxy import AlteringProxy, Asked, Response
+from altering_proxy import AlteringProxy, s3_error
 from azure.identity import DefaultAzureCredential
 from azure_bucket import VARIABLES
 from botocore.config import Config
@@ -73,22 +73,12 @@ def settings(**options: Any) -> Any:
         return found
 
 
-class Recorder:
-    """An HTTP proxy that serves nothing and notes the hosts that were asked for: names need not resolve."""
-
-    def __init__(self) -> None:
-        self.hosts: list[str] = []
-
-    def __call__(self, asked: Asked, response: Response) -> Response:
-        self.hosts.append(asked.headers["Host"])
-        return Response(403, {}, b"<Error><Code>AccessDenied</Code></Error>")
-
-
-class Refusing(AlteringProxy):
-    """Asks nobody."""
-
-    def _ask(self, asked: Asked) -> Response:
-        return Response(503, {}, b"")
+@contextlib.contextmanager
+def nobody(status: int, code: str) -> Iterator[AlteringProxy]:
+    """A server that refuses everything; as an HTTP proxy it needs no names that resolve."""
+    with AlteringProxy("http://nowhere.invalid") as proxy:
+        proxy.refuse = lambda _: s3_error(status, code)
+        yield proxy
 
 
 def test_the_addressing_style_of_the_profile_is_kept(
@@ -98,19 +88,17 @@ def test_the_addressing_style_of_the_profile_is_kept(
     configure("[default]\ns3 =\n    addressing_style = virtual\n")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://oss.example.com")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    recorder = Recorder()
-    with Refusing("http://nowhere") as proxy:
-        proxy.alter = recorder
+    with nobody(403, "AccessDenied") as proxy:
         monkeypatch.setenv("HTTP_PROXY", proxy.endpoint)
         for options, host in (
             ({}, "bucket.oss.example.com"),
             ({"addressing_style": "path"}, "oss.example.com"),
         ):
-            recorder.hosts.clear()
+            proxy.seen.clear()
             writer = CloudStorageWriter("s3://bucket/run", **options)
             with pytest.raises(CheckpointException):
                 dcp.save({"weight": torch.ones(2)}, storage_writer=writer)
-            assert set(recorder.hosts) == {host}
+            assert {asked.headers["Host"] for asked in proxy.seen} == {host}
 
 
 @pytest.mark.parametrize(
@@ -202,7 +190,7 @@ def test_retries_are_off_whatever_is_configured(
     """A conditional write that an SDK repeats reports the success of its first attempt as a conflict."""
     configure("[default]\nmax_attempts = 7\nretry_mode = adaptive\n")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "9")
-    with Refusing("http://nowhere") as proxy:
+    with nobody(503, "SlowDown") as proxy:
         options = S3Options(endpoint_url=proxy.endpoint, region="us-east-1", addressing_style="path")
         with contextlib.closing(S3Store("bucket", options)) as store:
             for work in (lambda: store.head("key"), lambda: store.put("key", body_of(b"data"))):
