@@ -25,7 +25,11 @@ __all__ = ["DEAD", "HUNG", "World"]
 
 #: Outcomes of a rank whose process ended, and of one that did not in time.
 DEAD, HUNG = "dead", "hung"
-_PRELOADED = ["torch", "torch.distributed.checkpoint", "sweep.cases", "dcp_s3", "dcp_gcs", "dcp_azure"]
+#: What ``sweep.cases`` imports, which is not on the path of that server.
+_PRELOADED = [
+    *("torch.distributed.checkpoint.state_dict", "torch.distributed.fsdp", "torch.distributed.tensor"),
+    *("dcp_core", "dcp_s3", "dcp_gcs", "dcp_azure"),
+]
 
 
 class World:
