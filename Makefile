@@ -1,6 +1,6 @@
 # make               this list
 # make check         lint, types, and the tests that need no server: about a minute
-# make demo          the main job, end to end, on a real object store that runs here
+# make demo          train, save and resume, end to end, on a real object store that runs here
 # make test          lint, types, and every test but the long sweeps
 # make test-all      lint, types, and every test
 # make test-next     what could tell releases of PyTorch apart, on a newer one

@@ -31,6 +31,8 @@ from dcp_relay import Broken, Relay, Whole, WholeResponse
 __all__ = ["Fault", "FaultProxy", "Seen"]
 
 _LIMIT = 60.0
+#: Seconds between two looks at what is under way.
+_LOOK = 0.01
 
 
 class _Case(NamedTuple):
@@ -76,6 +78,7 @@ class FaultProxy:
         self._overtaken: list[Whole] = []
         self._held: list[_Held] = []
         self._holding = asyncio.Event()
+        self._passing = 0
         self._defects: list[Exception] = []
         self._ways: dict[str, _Way] = {
             **{"error": self._refuse, "page": self._show_page, "refuse": self._vanish},
@@ -122,6 +125,10 @@ class FaultProxy:
             Their statuses once they are done; 0 for what did not arrive.
         """
         return self._await(self._release(drop))
+
+    def settle(self, seconds: float = _LIMIT) -> bool:
+        """Whether all that came is done within so many seconds: what clients gave up is done all the same."""
+        return self._await(self._settle(seconds), seconds + _LIMIT)
 
     def __enter__(self) -> FaultProxy:
         self._thread.start()
@@ -186,9 +193,9 @@ class FaultProxy:
         raw = urlsplit(request.raw_path)
         seen = Seen(request.method, raw.path, raw.query, dict(request.headers))
         fault = self._choose(seen)
-        if self._latency:
-            await asyncio.sleep(self._latency)
+        self._passing += 1
         try:
+            await asyncio.sleep(self._latency)
             return await self._respond(request, seen, fault)
         except Broken as end:
             end_connection(request.transport, in_order=end.in_order)
@@ -199,6 +206,8 @@ class FaultProxy:
         except Exception as error:
             self._defects.append(error)
             raise
+        finally:
+            self._passing -= 1
         return web.Response()
 
     async def _respond(self, request: web.Request, seen: Seen, fault: Fault | None) -> web.StreamResponse:
@@ -226,6 +235,7 @@ class FaultProxy:
         whole = await self._receive(case)
         if case.fault.done:
             await self._relay.send(whole)
+        await asyncio.sleep(case.fault.seconds)
         case.seen.status = case.fault.status
         content = b"" if case.seen.method == "HEAD" else body.encode()
         return web.Response(status=case.fault.status, headers=headers, body=content)
@@ -318,6 +328,12 @@ class FaultProxy:
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._holding.wait(), seconds)
         return self._holding.is_set()
+
+    async def _settle(self, seconds: float) -> bool:
+        until = self._loop.time() + seconds
+        while self._passing and self._loop.time() < until:
+            await asyncio.sleep(_LOOK)
+        return not self._passing
 
     async def _release(self, drop: bool) -> list[int]:
         held, self._held = self._held, []

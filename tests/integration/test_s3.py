@@ -52,7 +52,13 @@ def test_options_of_objects_reach_the_server(localstack_bucket: Bucket) -> None:
 
 def test_kms_options_are_sent(seaweedfs_bucket: Bucket, proxy: FaultProxy) -> None:
     with pytest.raises(BaseException, match=r"."):  # the server has no KMS
-        save(f"{seaweedfs_bucket.url}/run", sse="aws:kms", kms_key_id="my-key", bucket_key=True, retry_timeout=1)
+        save(
+            f"{seaweedfs_bucket.url}/run",
+            sse="aws:kms",
+            kms_key_id="my-key",
+            bucket_key=True,
+            retry_timeout=1,
+        )
     sent = next(seen.headers for seen in proxy.requests if seen.operation == "CreateMultipartUpload")
     assert sent["x-amz-server-side-encryption"] == "aws:kms"
     assert sent["x-amz-server-side-encryption-aws-kms-key-id"] == "my-key"
