@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from command import PROGRAM, as_json, command, environment, run
 from conftest import Bucket
+from dcp_fault_proxy import Fault, FaultProxy
 
 from dcp_core import CloudStorageWriter
 from dcp_core.cli import app
@@ -222,22 +224,20 @@ def test_a_reader_of_the_output_may_go(seaweedfs_bucket: Bucket) -> None:
             assert process.wait(60) == 2
 
 
-def test_an_interrupt_is_one_line(seaweedfs_bucket: Bucket) -> None:
-    """Ctrl-C in the middle of a round; what was written is gone all the same."""
-    arguments = ("bench", f"{seaweedfs_bucket.url}/run", "--gib", "0.02", "--rounds", "1000")
+def test_an_interrupt_is_one_line(seaweedfs_bucket: Bucket, proxy: FaultProxy) -> None:
+    """Ctrl-C while parts are being sent; what was written is gone all the same."""
+    proxy.add(Fault("delay", operation="UploadPart", seconds=60.0, times=99))
+    arguments = ("bench", f"{seaweedfs_bucket.url}/run", "--gib", "0.05")
     with subprocess.Popen(
-        [PROGRAM, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(),
+        [PROGRAM, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
     ) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        assert process.stdout.readline().startswith("save ")
+        while not any(seen.operation == "UploadPart" for seen in proxy.requests):
+            assert process.poll() is None
+            time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 130
-        assert process.stderr.read() == "dcp-cloud bench: interrupted\n"
+        said = process.communicate(timeout=50)
+    assert said == ("", "dcp-cloud bench: interrupted\n")
+    assert process.returncode == 130
     assert seaweedfs_bucket.keys() == []
     assert seaweedfs_bucket.uploads() == []
 
