@@ -47,7 +47,10 @@ def full_state(seed: int) -> dict[str, Any]:
     return {
         "seed": seed,
         "objects": {"text": f"seed {seed}", "list": [1.5, None, (seed, "three")]},
-        "small": {"float": scenarios.noise(seed, (33,)), "bfloat": scenarios.noise(seed, (5, 7), torch.bfloat16)},
+        "small": {
+            "float": scenarios.noise(seed, (33,)),
+            "bfloat": scenarios.noise(seed, (5, 7), torch.bfloat16),
+        },
         "empty": torch.empty(0, 3),
         "sharded": scenarios.noise(seed + 1, (64, 48)),
         "large": _noise() ^ (seed % 256),

@@ -1,7 +1,7 @@
 """What must hold after a save or load, whatever happened to it.
 
-The judge is not behind the proxy. It says what is wrong, and leaves the bucket with the checkpoint alone: what
-``dcp-cloud gc`` finds is deleted, and whatever is left beside the checkpoint then is a violation.
+The judge is not behind the proxy. It says what is wrong, and leaves the bucket with nothing but the
+checkpoint: what ``dcp-cloud gc`` finds is deleted, and whatever is left beside it then is a violation.
 """
 
 from __future__ import annotations
@@ -9,12 +9,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from conftest import Bucket
-from sweep.cases import WrongValuesError, seed_of
-from sweep.world import DEAD, HUNG
 from torch.distributed.checkpoint.api import CheckpointException
 
 from dcp_core import CheckpointNotFoundError, CloudCheckpointError, PeerFailedError
@@ -22,6 +20,8 @@ from dcp_core.config import LoadOptions
 from dcp_core.format.layout import data_names_in, is_data_name
 from dcp_core.storage.checkpoint_store import CheckpointStore
 from dcp_core.upkeep.leftovers import Cleanup, Found
+from sweep.cases import WrongValuesError, seed_of
+from sweep.world import DEAD, HUNG
 
 __all__ = ["Case", "Judge", "Verdict", "error_violations"]
 
@@ -121,7 +121,8 @@ class Judge:
 
     def _uploads(self) -> set[str]:
         """Keys of unfinished uploads. Azure's blocks beside an object are none: nobody sees them."""
-        return {key for key in self.bucket.uploads() if key.startswith(f"{self.folder}/")} - set(self._keys())
+        found = {key for key in self.bucket.uploads() if key.startswith(f"{self.folder}/")}
+        return found - set(self._keys()) if self.url.startswith("az:") else found
 
     def _leftovers(self) -> Iterator[str]:
         """Delete what is left over, and say what gc does not find, or finds wrongly."""
@@ -162,9 +163,7 @@ class Judge:
         self._delete_leftovers()
 
 
-def _later() -> Any:
-    from datetime import datetime, timezone
-
+def _later() -> datetime:
     return datetime.now(timezone.utc) + timedelta(hours=1)
 
 

@@ -11,7 +11,16 @@ from typing import Any, TypeVar
 from sweep.faults import BREAKS, Break
 from sweep.requests import Request
 
-__all__ = ["Broken", "Death", "Scenario", "SCENARIOS", "broken_points", "combined_points", "death_points", "sample"]
+__all__ = [
+    "Broken",
+    "Death",
+    "SCENARIOS",
+    "Scenario",
+    "broken_points",
+    "combined_points",
+    "death_points",
+    "sample",
+]
 
 _T = TypeVar("_T")
 

@@ -10,12 +10,13 @@ from typing import Any
 
 from conftest import Bucket
 from dcp_fault_proxy import FaultProxy
+from dcp_faults import Fault
+
 from sweep import cases
 from sweep.judge import Case, Judge, Verdict
 from sweep.points import Broken, Death, Scenario
 from sweep.requests import AtRequest, Request, requests_in
 from sweep.world import World
-from dcp_faults import Fault
 
 __all__ = ["Result", "Sweep"]
 
@@ -134,7 +135,7 @@ class Sweep:
             outcomes = world.end(_LIMIT)
         case = Case(
             *(before, seed, outcomes),
-            may_commit=not scenario.cleans_up,
+            may_commit=not scenario.overtaken,
             must_succeed=point.passes and not scenario.cleans_up,
         )
         return self._judged(case, point.comes_later), case.succeeded
@@ -194,4 +195,3 @@ def _of(scenario: Scenario) -> list[Fault]:
         denied = {"status": 403, "code": "AccessDenied", "times": 1_000_000}
         return [Fault("error", operation="CompleteMultipartUpload", **denied)]
     return []
-

@@ -6,6 +6,7 @@ They are forked by a server that has imported everything: a world then takes a p
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -24,7 +25,11 @@ __all__ = ["DEAD", "HUNG", "World"]
 
 #: Outcomes of a rank whose process ended, and of one that did not in time.
 DEAD, HUNG = "dead", "hung"
-_PRELOADED = ["torch", "torch.distributed.checkpoint", "sweep.cases", "dcp_s3", "dcp_gcs", "dcp_azure"]
+#: What ``sweep.cases`` imports, which is not on the path of that server.
+_PRELOADED = [
+    *("torch.distributed.checkpoint.state_dict", "torch.distributed.fsdp", "torch.distributed.tensor"),
+    *("dcp_core", "dcp_s3", "dcp_gcs", "dcp_azure"),
+]
 
 
 class World:
@@ -98,6 +103,8 @@ def _serve(pipe: Connection, rank: int, size: int, port: int) -> None:
     import torch.distributed as dist
 
     torch.set_num_threads(1)
+    # torch and this library tell of every failure, and each is judged
+    logging.disable()
     # what we warn of is an error, as in the tests themselves
     warnings.filterwarnings("error", module=r"dcp_(core|s3|gcs|azure|http)(\..*)?$")
     # as launchers end their processes
