@@ -1,4 +1,6 @@
-# make demo          the main job, end to end, on a real object store that runs here
+# make               this list
+# make check         lint, types, and the tests that need no server: about a minute
+# make demo          train, save and resume, end to end, on a real object store that runs here
 # make test          lint, types, and every test but the long sweeps
 # make test-all      lint, types, and every test
 # make test-next     what could tell releases of PyTorch apart, on a newer one
@@ -16,16 +18,25 @@ NEXT ?= 2.14.1
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-all test-next test-matrix reliability soak bench docs lint clean
+.PHONY: help check demo test test-all test-next test-matrix reliability soak bench docs lint clean
+
+# tests run in as many processes as there are cores; each starts its own servers
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile
+
+help:
+	@sed -n 's/^# \(make.*\)/\1/p' Makefile
+
+check: lint
+	$(PYTEST) -m "not slow" tests/unit tests/property tests/contract -k "not seaweedfs and not localstack and not gcs and not azure"
 
 demo: $(READY)
 	$(BIN)/python docs/demo/run.py
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 # keeps its environment, so that the next run takes minutes less
 test-next:

@@ -1,93 +1,103 @@
-"""Saves and loads that stop where a test wants them to, and go on when it says so."""
+"""Work that goes on one request at a time, as a test decides.
+
+Each piece of work runs in a thread of its own, and waits at every request until it is told what becomes of
+it. One thread runs at a time, so that what happens is what the test says, in its order.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
-from torch.distributed.checkpoint import DefaultSavePlanner
-from torch.distributed.checkpoint.metadata import Metadata
-from torch.distributed.checkpoint.planner import SavePlan
-from unreliable_store import Request
+from unreliable_store import Fault, Request, UnreliableStore
 
-from dcp_core import CloudStorageWriter
+from dcp_core.testing import MemoryStore
 
-__all__ = ["PlannedSave", "Stop", "in_another_thread", "on_a_thread"]
+__all__ = ["Killed", "Stepped", "killed", "killed_afterwards", "served"]
 
-_T = TypeVar("_T")
-#: Seconds after which a test that waits has failed.
-_LIMIT = 30.0
+#: Seconds after which a thread that should have come to its next request hangs.
+_LIMIT = 60.0
 
 
-class Stop:
-    """A fault of an unreliable store: the request waits until :meth:`go_on`, and then gets through."""
-
-    def __init__(self) -> None:
-        self._reached = threading.Event()
-        self._goes_on = threading.Event()
-
-    def __call__(self, request: Request) -> Any:
-        self._reached.set()
-        assert self._goes_on.wait(_LIMIT), "nobody let the request go on"
-        return request.deliver()
-
-    def wait(self) -> None:
-        """Until a request has come here."""
-        assert self._reached.wait(_LIMIT), "no request came"
-
-    def go_on(self) -> None:
-        self._goes_on.set()
+class Killed(BaseException):
+    """The process is dead: nothing of it runs any more, and nothing is sent."""
 
 
-@contextmanager
-def on_a_thread(work: Callable[[], _T], stop: Stop) -> Iterator[Future[_T]]:
-    """Have a thread do ``work``, which is at ``stop`` within the context and done behind it."""
-    with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(work)
-        stop.wait()
+def served(request: Request) -> Any:
+    """The request and its response get through."""
+    return request.deliver()
+
+
+def killed(request: Request) -> Any:
+    """The request is not done: the process dies before it."""
+    raise Killed
+
+
+def killed_afterwards(request: Request) -> Any:
+    """The request is done, and the process dies before it hears of it."""
+    request.arrives()
+    raise Killed
+
+
+class Stepped(UnreliableStore):
+    """``work(store)`` in a thread of its own, and the store that it works on.
+
+    Attributes:
+        error: what the work ended with, if that was an error.
+        waits_with: the request that it waits with; ``None`` once it is over.
+    """
+
+    def __init__(self, store: MemoryStore, work: Callable[[UnreliableStore], object]) -> None:
+        super().__init__(store)
+        self.error: BaseException | None = None
+        self.waits_with: Request | None = None
+        self._work = work
+        self._over = self._dead = False
+        self._decided: Fault | None = None
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        self._settle()
+
+    def step(self, fault: Fault = served) -> None:
+        """Decide about the request that it waits with, and let it run to the next one, or to its end."""
+        with self._changed:
+            assert self.waits_with is not None
+            self.waits_with = None
+            self._decided = fault
+            self._changed.notify_all()
+        self._settle()
+
+    def _settle(self) -> None:
+        with self._changed:
+            settled = self._changed.wait_for(lambda: self._over or self.waits_with is not None, _LIMIT)
+        assert settled, "it hangs"
+        if self._over:
+            self._thread.join()
+
+    def _run(self) -> None:
         try:
-            yield future
-        finally:
-            stop.go_on()
-    future.result(_LIMIT)
+            self._work(self)
+        # the test looks at it
+        except BaseException as error:  # noqa: BLE001
+            self.error = error
+        with self._changed:
+            self._over = True
+            self._changed.notify_all()
 
-
-def in_another_thread(work: Callable[[], _T]) -> _T:
-    """What ``work`` returns or raises in a thread of its own."""
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(work).result(_LIMIT)
-
-
-class PlannedSave:
-    """A save of one rank, step by step, as ``dcp.save`` takes them."""
-
-    def __init__(self, writer: CloudStorageWriter, state: dict[str, Any]) -> None:
-        self._writer = writer
-        self._state = state
-        self.planner = DefaultSavePlanner()
-        self.plan = SavePlan([])
-        self.metadata = Metadata({})
-        self.results: list[Any] = []
-
-    def set_up(self) -> None:
-        meta = self._writer.storage_meta()
-        self.planner.set_up_planner(self._state, storage_meta=meta, is_coordinator=True)
-        self._writer.set_up_storage_writer(True)
-
-    def prepare(self) -> None:
-        plan = self._writer.prepare_local_plan(self.planner.create_local_plan())
-        plans, self.metadata = self.planner.create_global_plan([plan])
-        self.plan = self.planner.finish_plan(self._writer.prepare_global_plan(plans)[0])
-
-    def write(self) -> None:
-        self.results = [self._writer.write_data(self.plan, self.planner).wait()]
-
-    def finish(self) -> None:
-        self._writer.finish(metadata=self.metadata, results=self.results)
-
-    @property
-    def steps(self) -> list[Callable[[], None]]:
-        return [self.set_up, self.prepare, self.write, self.finish]
+    def _send(self, verb: str, key: str, deliver: Callable[[], Any]) -> Any:
+        if self._dead:
+            raise Killed
+        request = Request(verb, key, deliver)
+        with self._changed:
+            self.waits_with = request
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._decided is not None)
+            fault, self._decided = self._decided, None
+        assert fault is not None
+        try:
+            return fault(request)
+        except Killed:
+            self._dead = True
+            raise

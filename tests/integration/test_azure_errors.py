@@ -101,7 +101,7 @@ def test_endpoints_of_data_lake_urls(url: str, endpoint: str) -> None:
     ("options", "word"),
     [
         ({"access_tier": "Archive"}, "access_tier"),
-        ({"transactional_checksum": "sha1"}, "transactional_checksum"),
+        ({"upload_checksum": "sha1"}, "upload_checksum"),
         ({"encryption_key": "short"}, "encryption_key"),
         ({"account_key": "?"}, "account_key"),
         ({"account_key": OTHER_KEY, "sas_token": "sv=1"}, "account_key and sas_token"),

@@ -45,7 +45,7 @@ def test_tensors_in_place_take_no_memory(seaweedfs_bucket: Bucket, mib: int) -> 
 @pytest.mark.parametrize("mib", [512, pytest.param(4096, marks=pytest.mark.slow)])
 def test_staged_tensors_take_the_memory_setting(seaweedfs_bucket: Bucket, mib: int) -> None:
     """Strided tensors go through the staging ring, as a device's tensors do, and through scratch buffers."""
-    options = {"memory": 96 * MIB}
+    options = {"memory_limit": 96 * MIB}
     for operation in ("save", "load"):
         assert extra_memory(seaweedfs_bucket, mib, operation, options, "strided") < (96 + 64) * MIB
 

@@ -221,7 +221,7 @@ def test_damaged_data_object(seaweedfs_bucket: Bucket) -> None:
     seaweedfs_bucket.write(key, bytes(data))
     error_of(CheckpointCorruptError, lambda: load(f"{seaweedfs_bucket.url}/run"), key, "'weight'", "checksum")
     target = scenarios.blanked(STATE)
-    dcp.load(target, storage_reader=CloudStorageReader(f"{seaweedfs_bucket.url}/run", verify=False))
+    dcp.load(target, storage_reader=CloudStorageReader(f"{seaweedfs_bucket.url}/run", verify_checksums=False))
     assert int((target["weight"] != STATE["weight"]).sum()) == 1
 
 

@@ -1,4 +1,4 @@
-"""Tensors of every kind: as stock torch has it, or refused. Never lost, never a mixture, never a dead process."""
+"""Tensors of every kind: as stock torch has it, or refused. Never lost, and never a dead process."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ REASONS = {
     "shrunk": "takes 96 bytes of a storage that has 8",
     "expanded": "has elements that share memory: clone() it",
     "mapped for reading only": "is mapped for reading only",
-    "wrapper without copy_": "copying torch.float32 into a WrapperWithoutCopy of torch.float32 failed: no copy_",
+    "wrapper without copy_": "copying torch.float32 into a WrapperWithoutCopy",
 }
 
 

@@ -16,15 +16,11 @@ import dcp_core
 import dcp_gcs
 import dcp_http
 import dcp_s3
-from dcp_azure.keywords import AzureLoadKeywords, AzureSaveKeywords
-from dcp_azure.options import AzureOptions
+from dcp_azure.options import AzureLoadKeywords, AzureOptions, AzureSaveKeywords
 from dcp_core.config import LoadOptions, SaveOptions
-from dcp_gcs.keywords import GCSLoadKeywords, GCSSaveKeywords
-from dcp_gcs.options import GCSOptions
-from dcp_http.keywords import HTTPLoadKeywords
-from dcp_http.options import HTTPOptions
-from dcp_s3.keywords import S3LoadKeywords, S3SaveKeywords
-from dcp_s3.options import S3Options
+from dcp_gcs.options import GCSLoadKeywords, GCSOptions, GCSSaveKeywords
+from dcp_http.options import HTTPLoadKeywords, HTTPOptions
+from dcp_s3.options import S3LoadKeywords, S3Options, S3SaveKeywords
 
 SDKS = (
     *("boto3", "botocore", "aiohttp", "google.auth", "google.cloud.storage", "requests", "azure"),
@@ -42,7 +38,7 @@ def python(code: str, **variables: str) -> str:
 
 def test_no_sdk_is_imported() -> None:
     code = (
-        "import sys, dcp_core; from dcp_core.registry import known_schemes\n"
+        "import sys, dcp_core; from dcp_core.seam.registry import known_schemes\n"
         "assert {'s3', 'gs', 'az', 'https'} <= set(known_schemes())\n"
         f"print([name for name in {SDKS} if name in sys.modules])"
     )
@@ -62,7 +58,8 @@ def test_import_time_beyond_torch(tmp_path: Path) -> None:
 def test_public_names() -> None:
     errors = {name for name in dcp_core.__all__ if name.endswith("Error")}
     assert set(dcp_core.__all__) - errors == {
-        "CloudStorageReader", "CloudStorageWriter", "LoadOptions", "SaveOptions", "use_url_checkpoint_ids",
+        "Best", "CheckpointRun", "CloudStorageReader", "CloudStorageWriter", "LoadOptions", "SaveOptions",
+        "use_url_checkpoint_ids",
     }  # fmt: skip
     assert dcp_azure.__all__ == ["AzureOptions", "AzureStorageReader", "AzureStorageWriter", "backend"]
     assert dcp_http.__all__ == ["HTTPOptions", "HTTPStorageReader", "backend"]

@@ -273,9 +273,9 @@ def test_a_number_of_attempts_bounds_them_too(
 ) -> None:
     request = failing(lambda: error)
     with pytest.raises(type(error)) as caught:
-        transfer(clock, attempts=2).attempt(request)
+        transfer(clock, max_attempts=2).attempt(request)
     assert request.calls == times
-    assert ("see attempts=" in caught.value.message) == (times > 1)
+    assert ("see max_attempts=" in caught.value.message) == (times > 1)
 
 
 def test_the_stores_own_time_is_honoured(clock: DrivenClock) -> None:
@@ -357,7 +357,7 @@ def test_cleaning_up_keeps_the_users_limits(clock: DrivenClock) -> None:
     """The narrower ones."""
     request = failing()
     with pytest.raises(TransientError):
-        transfer(clock, attempts=2).cleanup(request)
+        transfer(clock, max_attempts=2).cleanup(request)
     assert request.calls == 2
     started = clock.time
     with pytest.raises(TransientError, match="see retry_timeout="):
