@@ -1,8 +1,8 @@
 """A reverse proxy that counts requests and bytes, and breaks them on demand.
 
 Put in front of a server of S3's, Google's or Azure's it shows what a client really sends, and does what
-networks and stores do to clients: 503s, resets, truncated or damaged bodies, lost answers, stalls, slow
-links. Requests pass unchanged, ``Host`` header included, so that signatures hold upstream.
+networks and stores do to clients; ``dcp_faults.py`` lists what. Requests pass unchanged, ``Host`` header
+included, so that signatures hold upstream.
 
 ::
 
@@ -15,127 +15,43 @@ links. Requests pass unchanged, ``Host`` header included, so that signatures hol
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
-import re
 import threading
-import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Literal
-from urllib.parse import parse_qsl, urlsplit
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import aiohttp
 from aiohttp import web
-from dcp_connections import abort_connections
-from yarl import URL
+from dcp_connections import ServerLoop, bound, end_connection
+from dcp_faults import Fault, Seen, error_body
+from dcp_relay import Broken, Relay, Whole, WholeResponse
 
-Kind = Literal[
-    "error",  # answer with `status` and error `code`, as each cloud has it, without asking upstream
-    "reset_request",  # break the connection after `after` bytes of the request's body
-    "reset_response",  # break the connection after `after` bytes of the answer's body
-    "flip_response",  # damage the byte at `after` of the answer's body
-    "flip_request",  # damage the byte at `after` of the request's body
-    "lose_response",  # let upstream do it, then break the connection without an answer
-    "stall",  # send nothing for `seconds` after `after` bytes of the answer's body
-    "delay",  # wait `seconds` before asking upstream
-]
+__all__ = ["Fault", "FaultProxy", "Seen"]
 
-_CHUNK = 64 * 1024
-_HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "expect", "te", "upgrade"}
+_LIMIT = 60.0
+#: Seconds between two looks at what is under way.
+_LOOK = 0.01
 
 
-@dataclass
-class Fault:
-    """What to break: the first ``times`` matching requests after ``skip`` others."""
+class _Case(NamedTuple):
+    """A request to be broken."""
 
-    kind: Kind
-    method: str | None = None
-    path: str = ""
-    query: str = ""
-    operation: str | None = None
-    skip: int = 0
-    times: int = 1
-    after: int = 0
-    seconds: float = 0.0
-    status: int = 503
-    code: str = "SlowDown"
-    hits: int = 0
+    request: web.Request
+    seen: Seen
+    fault: Fault
 
-    def matches(self, request: Seen) -> bool:
-        return (
-            self.method in (None, request.method)
-            and self.operation in (None, request.operation)
-            and re.search(self.path, request.path) is not None
-            and re.search(self.query, request.query) is not None
-        )
+
+_Way = Callable[[_Case], Awaitable[web.StreamResponse]]
 
 
 @dataclass
-class Seen:
-    """One request that came by."""
+class _Held:
+    """A request that waits for ``release()``: it sets ``dropped``, and ``ended`` tells the status then."""
 
-    method: str
-    path: str
-    query: str
-    headers: dict[str, str]
-    status: int = 0
-    bytes_in: int = 0
-    bytes_out: int = 0
-    fault: str | None = None
-    started: float = field(default_factory=time.monotonic)
-
-    @property
-    def operation(self) -> str:
-        """The S3 operation, by method and query; Google's XML API has the same ones.
-
-        Of Google's JSON API there are lists and batches of deletes. Azure's operations have the names of
-        those that stand for them in S3.
-        """
-        if any(name.lower() == "x-ms-version" for name in self.headers):
-            return _azure_operation(self)
-        if self.path.startswith("/batch/storage/"):
-            return "DeleteObjects"
-        if self.path.startswith("/storage/"):
-            return "ListObjectsV2"
-        query = dict(parse_qsl(self.query, keep_blank_values=True))
-        upload, key = "uploadId" in query or "uploads" in query, self.path.strip("/").count("/") > 0
-        names = {
-            ("PUT", False): "PutObject",
-            ("PUT", True): "UploadPart",
-            ("POST", False): "DeleteObjects",
-            ("POST", True): "CompleteMultipartUpload" if "uploadId" in query else "CreateMultipartUpload",
-            ("GET", False): "GetObject" if key else "ListObjectsV2",
-            ("GET", True): "ListMultipartUploads",
-            ("HEAD", False): "HeadObject",
-            ("DELETE", False): "DeleteObject",
-            ("DELETE", True): "AbortMultipartUpload",
-        }
-        return names.get((self.method, upload), self.method)
-
-
-def _azure_operation(seen: Seen) -> str:
-    """S3's name for what dcp_azure does by a request to Azure."""
-    query = dict(parse_qsl(seen.query))
-    names = {
-        ("PUT", None): "PutObject",
-        ("PUT", "block"): "UploadPart",
-        ("PUT", "blocklist"): "CompleteMultipartUpload",
-        ("POST", "batch"): "DeleteObjects",
-        ("GET", None): "GetObject",
-        ("GET", "list"): "ListObjectsV2",
-        ("GET", "blocklist"): "ListMultipartUploads",
-        ("HEAD", None): "HeadObject",
-        ("DELETE", None): "DeleteObject",
-    }
-    name = names.get((seen.method, query.get("comp")), seen.method)
-    # the block that shows that an upload was started has the number 0
-    if name == "UploadPart" and base64.b64decode(query["blockid"]).endswith(b"-00000"):
-        return "CreateMultipartUpload"
-    # an abort makes an empty blob with this metadata of the upload, and deletes it
-    if name == "CompleteMultipartUpload" and "x-ms-meta-dcpabandoned" in map(str.lower, seen.headers):
-        return "AbortMultipartUpload"
-    return name
+    dropped: asyncio.Future[bool] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    ended: asyncio.Future[int] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
 class FaultProxy:
@@ -150,13 +66,27 @@ class FaultProxy:
     def __init__(self, upstream: str, *, rate: float = 0.0, latency: float = 0.0) -> None:
         self.requests: list[Seen] = []
         self.port = 0
-        self._upstream = upstream
-        self._rate = rate
+        self._relay = Relay(upstream, rate)
         self._latency = latency
         self._faults: list[Fault] = []
         self._lock = threading.Lock()
-        self._loop = asyncio.new_event_loop()
+        self._loop = ServerLoop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="fault-proxy", daemon=True)
+        self._site: web.SockSite | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._kept: list[Whole] = []
+        self._overtaken: list[Whole] = []
+        self._held: list[_Held] = []
+        self._holding = asyncio.Event()
+        self._passing = 0
+        self._defects: list[Exception] = []
+        self._ways: dict[str, _Way] = {
+            **{"error": self._refuse, "page": self._show_page, "refuse": self._vanish},
+            **{"delay": self._delay, "late": self._late, "lose_response": self._lose},
+            **{"twice": self._twice, "twice_together": self._twice, "again": self._again},
+            **{"postpone": self._postpone, "overtake": self._postpone, "hold": self._hold},
+            **{"shorten_response": self._alter, "strip_response": self._alter},
+        }
 
     @property
     def endpoint(self) -> str:
@@ -166,18 +96,39 @@ class FaultProxy:
         """Break matching requests from now on. A fault that was added before counts from 0 again."""
         with self._lock:
             for fault in faults:
-                fault.hits = 0
+                fault.reset()
             self._faults += faults
 
     def clear(self) -> None:
-        """Break nothing any more, and forget what was seen."""
+        """Break nothing any more, and forget what was seen; what is kept or held stays so."""
         with self._lock:
             self._faults = []
             self.requests = []
+        self._await(self._open_port())
 
     def operations(self) -> list[str]:
         """The operations asked for, in order."""
         return [seen.operation for seen in self.requests]
+
+    def deliver(self) -> list[int]:
+        """Have the requests that were kept back done now, in order; returns their statuses."""
+        return self._await(self._deliver())
+
+    def wait_held(self, seconds: float) -> bool:
+        """Whether a request is held, or comes to be in so many seconds."""
+        return self._await(self._wait_held(seconds), seconds + _LIMIT)
+
+    def release(self, *, drop: bool = False) -> list[int]:
+        """Pass on the requests that are held, whose clients may be gone, or break their connections.
+
+        Returns:
+            Their statuses once they are done; 0 for what did not arrive.
+        """
+        return self._await(self._release(drop))
+
+    def settle(self, seconds: float = _LIMIT) -> bool:
+        """Whether all that came is done within so many seconds: what clients gave up is done all the same."""
+        return self._await(self._settle(seconds), seconds + _LIMIT)
 
     def __enter__(self) -> FaultProxy:
         self._thread.start()
@@ -189,152 +140,204 @@ class FaultProxy:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+        if self._defects:
+            raise RuntimeError("the fault proxy itself failed") from self._defects[0]
 
-    def _await(self, coroutine):  # type: ignore[no-untyped-def]
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(30)
+    def _await(self, coroutine: Coroutine[Any, Any, Any], limit: float = _LIMIT) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(limit)
 
     async def _start(self) -> None:
-        self._client = aiohttp.ClientSession(
-            auto_decompress=False,
-            timeout=aiohttp.ClientTimeout(total=None),
-            connector=aiohttp.TCPConnector(limit=0),
-        )
+        await self._relay.open()
         application = web.Application(client_max_size=0)
         application.router.add_route("*", "/{path:.*}", self._handle)
         self._runner = web.AppRunner(application, auto_decompress=False, shutdown_timeout=0.1)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", 0)
-        await site.start()
-        self.port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
+        # bound for as long as the proxy runs: the port is nobody else's while it is closed
+        self._reserved = bound(0)
+        self.port = self._reserved.getsockname()[1]
+        await self._open_port()
+
+    async def _open_port(self) -> None:
+        if self._site is None:
+            self._site = web.SockSite(self._runner, bound(self.port), backlog=512)
+            await self._site.start()
+
+    async def _close_port(self) -> None:
+        if self._site is not None:
+            site, self._site = self._site, None
+            await site.stop()
+        server = self._runner.server
+        assert server is not None
+        for connection in server.connections:
+            end_connection(connection.transport)
 
     async def _stop(self) -> None:
         await self._runner.cleanup()
-        await self._client.close()
         # requests that a fault still holds back
         held = asyncio.all_tasks() - {asyncio.current_task()}
         for task in held:
             task.cancel()
         await asyncio.gather(*held, return_exceptions=True)
-        await abort_connections()
+        await self._relay.close()
+        await self._loop.abort_connections()
+        self._reserved.close()
 
     def _choose(self, seen: Seen) -> Fault | None:
         with self._lock:
             self.requests.append(seen)
-            for fault in self._faults:
-                if fault.matches(seen):
-                    fault.hits += 1
-                    if fault.skip < fault.hits <= fault.skip + fault.times:
-                        seen.fault = fault.kind
-                        return fault
-        return None
+            found = next((fault for fault in self._faults if fault.breaks(seen)), None)
+            seen.fault = found.kind if found is not None else None
+            return found
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         raw = urlsplit(request.raw_path)
         seen = Seen(request.method, raw.path, raw.query, dict(request.headers))
         fault = self._choose(seen)
-        if self._latency:
+        self._passing += 1
+        try:
             await asyncio.sleep(self._latency)
-        if fault is not None and fault.kind == "delay":
-            await asyncio.sleep(fault.seconds)
-        if fault is not None and fault.kind == "error":
-            return await self._refuse(request, seen, fault)
+            return await self._respond(request, seen, fault)
+        except Broken as end:
+            end_connection(request.transport, in_order=end.in_order)
+        # the client has gone
+        except (ConnectionError, aiohttp.ClientError):
+            end_connection(request.transport)
+        # a response that nobody ordered must not pass for the store's
+        except Exception as error:
+            self._defects.append(error)
+            raise
+        finally:
+            self._passing -= 1
+        return web.Response()
+
+    async def _respond(self, request: web.Request, seen: Seen, fault: Fault | None) -> web.StreamResponse:
+        if fault is not None and fault.kind in self._ways:
+            return await self._ways[fault.kind](_Case(request, seen, fault))
+        if any(urlsplit(one.raw_path).path == seen.path for one in self._overtaken):
+            return await self._overtake(request, seen)
+        return await self._relay.pass_on(request, seen, fault)
+
+    async def _receive(self, case: _Case) -> Whole:
+        return await self._relay.receive(case.request, case.seen)
+
+    async def _done(self, case: _Case) -> WholeResponse:
+        return await self._relay.send(await self._receive(case))
+
+    async def _refuse(self, case: _Case) -> web.Response:
+        body, headers = error_body(case.seen, case.fault)
+        return await self._instead(case, body, headers)
+
+    async def _show_page(self, case: _Case) -> web.Response:
+        return await self._instead(case, case.fault.body, {"Content-Type": case.fault.content_type})
+
+    async def _instead(self, case: _Case, body: str, headers: dict[str, str]) -> web.Response:
+        """A response in the store's place."""
+        whole = await self._receive(case)
+        if case.fault.done:
+            await self._relay.send(whole)
+        await asyncio.sleep(case.fault.seconds)
+        case.seen.status = case.fault.status
+        content = b"" if case.seen.method == "HEAD" else body.encode()
+        return web.Response(status=case.fault.status, headers=headers, body=content)
+
+    async def _vanish(self, case: _Case) -> web.Response:
+        await self._close_port()
+        if case.fault.seconds:
+            self._later(case.fault.seconds)
+        raise Broken
+
+    def _later(self, seconds: float) -> None:
+        """Open the port again after so many seconds."""
+
+        async def wait() -> None:
+            await asyncio.sleep(seconds)
+            await self._open_port()
+
+        task = asyncio.create_task(wait())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _delay(self, case: _Case) -> web.StreamResponse:
+        await asyncio.sleep(case.fault.seconds)
+        return await self._relay.pass_on(case.request, case.seen, None)
+
+    async def _late(self, case: _Case) -> web.Response:
+        response = await self._done(case)
+        await asyncio.sleep(case.fault.seconds)
+        return response.to(case.seen)
+
+    async def _lose(self, case: _Case) -> web.Response:
+        case.seen.status = (await self._done(case)).status
+        raise Broken
+
+    async def _alter(self, case: _Case) -> web.Response:
+        response = await self._done(case)
+        if case.fault.kind == "shorten_response":
+            return response.shortened(case.fault.place(len(response.body))).to(case.seen)
+        return response.without(case.fault.without).to(case.seen)
+
+    async def _twice(self, case: _Case) -> web.Response:
+        whole = await self._receive(case)
+        if case.fault.kind == "twice":
+            await self._relay.send(whole)
+            return (await self._relay.send(whole)).to(case.seen)
+        found = [await one for one in asyncio.as_completed([self._relay.send(whole) for _ in range(2)])]
+        return found[-1].to(case.seen)
+
+    async def _again(self, case: _Case) -> web.Response:
+        whole = await self._receive(case)
+        response = await self._relay.send(whole)
+        self._kept.append(whole)
+        return response.to(case.seen)
+
+    async def _postpone(self, case: _Case) -> web.Response:
+        kept = self._overtaken if case.fault.kind == "overtake" else self._kept
+        kept.append(await self._receive(case))
+        raise Broken
+
+    async def _overtake(self, request: web.Request, seen: Seen) -> web.Response:
+        """Do a request, and then those before it for the same key; the client waits for all of it."""
+        response = await self._relay.send(await self._relay.receive(request, seen))
+        late = [one for one in self._overtaken if urlsplit(one.raw_path).path == seen.path]
+        self._overtaken = [one for one in self._overtaken if one not in late]
+        for one in late:
+            await self._relay.send(one)
+        return response.to(seen)
+
+    async def _deliver(self) -> list[int]:
+        kept, self._kept, self._overtaken = [*self._kept, *self._overtaken], [], []
+        return [(await self._relay.send(whole)).status for whole in kept]
+
+    async def _hold(self, case: _Case) -> web.Response:
+        whole = await self._receive(case)
+        held = _Held()
+        self._held.append(held)
+        self._holding.set()
+        case.seen.status = 0
         try:
-            return await self._pass(request, seen, fault)
-        except _Broken:
-            # the client may have gone first
-            if request.transport is not None:
-                request.transport.abort()
-            return web.Response()
+            if await held.dropped:
+                raise Broken
+            response = await self._relay.send(whole)
+            case.seen.status = response.status
+            return response.to(case.seen)
+        finally:
+            if not held.ended.done():
+                held.ended.set_result(case.seen.status)
 
-    async def _refuse(self, request: web.Request, seen: Seen, fault: Fault) -> web.Response:
-        async for chunk in request.content.iter_chunked(_CHUNK):
-            seen.bytes_in += len(chunk)
-        seen.status = fault.status
-        body = f"<Error><Code>{fault.code}</Code><Message>made by the fault proxy</Message></Error>"
-        return web.Response(
-            status=fault.status,
-            headers={"x-ms-error-code": fault.code},
-            body=b"" if request.method == "HEAD" else body.encode(),
-            content_type="application/xml",
-        )
+    async def _wait_held(self, seconds: float) -> bool:
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._holding.wait(), seconds)
+        return self._holding.is_set()
 
-    async def _pass(self, request: web.Request, seen: Seen, fault: Fault | None) -> web.StreamResponse:
-        headers = {name: value for name, value in request.headers.items() if name.lower() not in _HOP_BY_HOP}
-        has_body = int(request.headers.get("Content-Length", 0)) > 0
-        try:
-            async with self._client.request(
-                request.method,
-                URL(self._upstream + request.raw_path, encoded=True),
-                headers=headers,
-                data=self._request_body(request, seen, fault) if has_body else None,
-                skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
-                allow_redirects=False,
-            ) as answer:
-                seen.status = answer.status
-                if fault is not None and fault.kind == "lose_response":
-                    await answer.read()
-                    raise _Broken
-                return await self._answer(request, answer, seen, fault)
-        except aiohttp.ClientError as error:
-            raise _Broken from error
+    async def _settle(self, seconds: float) -> bool:
+        until = self._loop.time() + seconds
+        while self._passing and self._loop.time() < until:
+            await asyncio.sleep(_LOOK)
+        return not self._passing
 
-    async def _request_body(
-        self, request: web.Request, seen: Seen, fault: Fault | None
-    ) -> AsyncIterator[bytes]:
-        async for chunk in request.content.iter_chunked(_CHUNK):
-            start, seen.bytes_in = seen.bytes_in, seen.bytes_in + len(chunk)
-            if fault is not None and fault.kind == "reset_request" and seen.bytes_in > fault.after:
-                raise _Broken
-            if fault is not None and fault.kind == "flip_request":
-                chunk = _flipped(chunk, fault.after - start)  # noqa: PLW2901
-            await self._pace(len(chunk))
-            yield chunk
-
-    async def _answer(
-        self, request: web.Request, answer: aiohttp.ClientResponse, seen: Seen, fault: Fault | None
-    ) -> web.StreamResponse:
-        response = web.StreamResponse(status=answer.status, reason=answer.reason)
-        for name, value in answer.headers.items():
-            if name.lower() not in _HOP_BY_HOP:
-                response.headers.add(name, value)
-        await response.prepare(request)
-        async for chunk in answer.content.iter_chunked(_CHUNK):
-            for piece in self._broken(chunk, seen, fault):
-                await response.write(piece)
-                seen.bytes_out += len(piece)
-                await self._pace(len(piece))
-            if fault is not None and seen.bytes_out >= fault.after:
-                if fault.kind == "reset_response":
-                    # what was written goes out before the connection is cut
-                    await asyncio.sleep(0.05)
-                    raise _Broken
-                if fault.kind == "stall":
-                    await asyncio.sleep(fault.seconds)
-        with contextlib.suppress(ConnectionError):
-            await response.write_eof()
-        return response
-
-    @staticmethod
-    def _broken(chunk: bytes, seen: Seen, fault: Fault | None) -> Iterator[bytes]:
-        if fault is None:
-            yield chunk
-        elif fault.kind == "reset_response":
-            yield chunk[: max(0, fault.after - seen.bytes_out)]
-        elif fault.kind == "flip_response":
-            yield _flipped(chunk, fault.after - seen.bytes_out)
-        else:
-            yield chunk
-
-    async def _pace(self, count: int) -> None:
-        if self._rate:
-            await asyncio.sleep(count / self._rate)
-
-
-class _Broken(Exception):
-    """The connection is to be cut."""
-
-
-def _flipped(chunk: bytes, at: int) -> bytes:
-    if not 0 <= at < len(chunk):
-        return chunk
-    return chunk[:at] + bytes([chunk[at] ^ 0xFF]) + chunk[at + 1 :]
+    async def _release(self, drop: bool) -> list[int]:
+        held, self._held = self._held, []
+        self._holding.clear()
+        for one in held:
+            one.dropped.set_result(drop)
+        return [await one.ended for one in held]

@@ -26,7 +26,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from aiohttp import web
-from dcp_connections import abort_connections
+from dcp_connections import ServerLoop
 
 _PIECE = 1 << 20
 _RANGE = re.compile(r"bytes=(\d+)-(\d+)")
@@ -51,18 +51,18 @@ class WebServer:
         token: wanted as a bearer token; others get 401 without and 403 with another one.
         query: wanted as the query, byte for byte; others get 403.
         ranges: whether ranges are sent; without, the whole file is.
-        etags: whether answers have an ETag.
+        etags: whether responses have an ETag.
         heads: whether HEAD is allowed; without, it gets 403, as with a presigned URL.
-        lengths: whether answers say their length; without, they are chunked.
+        lengths: whether responses say their length; without, they are chunked.
         encode: send gzip whatever the client accepts.
         wrong_range: bytes by which the range that is sent is off.
-        cut_after: bytes of a body after which the connection is cut, for the next ``cuts`` answers.
+        cut_after: bytes of a body after which the connection is cut, for the next ``cuts`` responses.
         redirects: path prefix → the URL that takes its place.
         redirect_status: status of redirects.
         before: called with each request before it is looked at.
         seen: the requests, in order.
         connections: ports of the clients' ends.
-        statuses: answers to the next requests, before anything else is looked at.
+        statuses: of the responses to the next requests, before anything else is looked at.
     """
 
     def __init__(self, folder: Path, tls: ssl.SSLContext | None = None) -> None:
@@ -82,7 +82,7 @@ class WebServer:
         self.connections: set[int] = set()
         self.port = 0
         self._tls = tls
-        self._loop = asyncio.new_event_loop()
+        self._loop = ServerLoop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="web-server", daemon=True)
 
     @property
@@ -122,7 +122,7 @@ class WebServer:
         for task in held:
             task.cancel()
         await asyncio.gather(*held, return_exceptions=True)
-        await abort_connections()
+        await self._loop.abort_connections()
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         path, _, query = request.raw_path.partition("?")

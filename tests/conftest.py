@@ -13,7 +13,14 @@ from azure_bucket import azure_bucket, azurite  # noqa: F401  # fixtures
 from dcp_fault_proxy import FaultProxy
 from dcp_s3_servers import LocalStack, S3Server, SeaweedFS
 from gcs_bucket import gcs, gcs_bucket  # noqa: F401  # fixtures
+from hypothesis import settings
 from ranks import Ranks
+
+# an example may take any time on a busy machine
+settings.register_profile("without a clock", deadline=None)
+# make test-long: as many as it takes for what is rare to come
+settings.register_profile("long", deadline=None, max_examples=10_000)
+settings.load_profile("without a clock")
 
 _numbers = itertools.count(1)
 

@@ -9,21 +9,30 @@ import ssl
 import threading
 from collections.abc import Callable, Iterator
 
-from dcp_core.store import Body
+from dcp_core.seam.body import Body, BodyReader
 
 __all__ = ["CountingBody", "Listener", "answering", "not_reading"]
 
 
 class CountingBody(Body):
-    """Counts how often and how much of it is read."""
+    """Counts how often and how much of it is read, by all who open it."""
 
     reads = 0
     sent = 0
 
+    def open(self) -> BodyReader:
+        return _CountingReader(self)
+
+
+class _CountingReader(BodyReader):
+    def __init__(self, body: CountingBody) -> None:
+        super().__init__(body.buffers, body.size)
+        self._body = body
+
     def read(self, size: int | None = -1) -> bytes | memoryview:
         view = super().read(size)
-        self.reads += 1
-        self.sent += len(view)
+        self._body.reads += 1
+        self._body.sent += len(view)
         return view
 
 

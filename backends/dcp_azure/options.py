@@ -6,11 +6,12 @@ import base64
 import binascii
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from types import MappingProxyType
+from typing import ClassVar, Literal
 
 from azure.core.credentials import TokenCredential
 
-from dcp_core.config import BucketKeywords, BucketOptions, LoadKeywords, SaveKeywords
+from dcp_core.config import BucketKeywords, BucketOptions, LoadKeywords, Renamed, SaveKeywords
 from dcp_core.errors import ConfigurationError
 
 __all__ = ["AzureLoadKeywords", "AzureOptions", "AzureSaveKeywords"]
@@ -37,9 +38,13 @@ class AzureOptions(BucketOptions):
         encryption_key: customer-provided key, 32 bytes in base64; needed again to load; never shown.
         encryption_scope: name of an encryption scope of the account.
         tags: blob index tags.
-        transactional_checksum: what is sent with every part for Azure to check. ``crc64`` costs 0.07 CPU
+        upload_checksum: what is sent with every part for Azure to check. ``crc64`` costs 0.07 CPU
             seconds a GiB, ``md5`` 1.3; ``None`` sends none and leaves damage to be found by loads.
     """
+
+    RENAMED: ClassVar[Mapping[str, Renamed]] = MappingProxyType(
+        {"transactional_checksum": Renamed("upload_checksum")}
+    )
 
     account: str | None = None
     account_url: str | None = None
@@ -52,7 +57,7 @@ class AzureOptions(BucketOptions):
     encryption_key: str | None = field(default=None, repr=False)
     encryption_scope: str | None = None
     tags: Mapping[str, str] | None = None
-    transactional_checksum: Literal["crc64", "md5"] | None = "crc64"
+    upload_checksum: Literal["crc64", "md5"] | None = "crc64"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,9 +73,9 @@ class AzureOptions(BucketOptions):
             raise ConfigurationError("encryption_key must be 32 bytes in base64")
         if self.encryption_key is not None and self.encryption_scope is not None:
             raise ConfigurationError("encryption_key and encryption_scope exclude each other")
-        if self.transactional_checksum not in (None, "crc64", "md5"):
+        if self.upload_checksum not in (None, "crc64", "md5"):
             raise ConfigurationError(
-                f"transactional_checksum must be crc64, md5 or None, got {self.transactional_checksum!r}"
+                f"upload_checksum must be crc64, md5 or None, got {self.upload_checksum!r}"
             )
 
     def _check_credentials(self) -> None:
@@ -108,7 +113,7 @@ class _AzureKeywords(BucketKeywords, total=False):
     encryption_key: str | None
     encryption_scope: str | None
     tags: Mapping[str, str] | None
-    transactional_checksum: Literal["crc64", "md5"] | None
+    upload_checksum: Literal["crc64", "md5"] | None
 
 
 class AzureSaveKeywords(SaveKeywords, _AzureKeywords, total=False):

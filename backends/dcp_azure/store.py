@@ -83,7 +83,7 @@ class AzureStore(CloudStore[AzureClient]):
     ) -> None:
         super().__init__(bucket, partial(_open, bucket, options, endpoint, concurrency))
         self.limits = LIMITS.changed(options.limits)
-        self._checksum = options.transactional_checksum
+        self._checksum = options.upload_checksum
         # without a request: what is wrong with the configuration is said at once
         with self.translated("opening the client"):
             self.clients.get()

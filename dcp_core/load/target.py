@@ -106,6 +106,9 @@ class TensorTarget(Target):
         #: addresses of the tensor's elements, ``None`` where its type alone knows how to reach them
         self.span = memory_span(data)
         self._refuse(data, read_only)
+        if self.span is None:
+            # such a type may copy its elements in detach(): a MaskedTensor does
+            self._tensor = data = tensor
         #: what pieces are placed in: the tensor, or what its type copies from in the end
         self._pieces = data
         self._memory: memoryview | None = None
@@ -191,8 +194,9 @@ class TensorTarget(Target):
 
     def _copy(self, target: torch.Tensor, value: torch.Tensor) -> None:
         try:
-            # a pinned buffer stays as it is until the device has it
-            target.copy_(value, non_blocking=target.device.type != "cpu" and value.is_pinned())
+            with torch.no_grad():
+                # a pinned buffer stays as it is until the device has it
+                target.copy_(value, non_blocking=target.device.type != "cpu" and value.is_pinned())
         # a subclass may raise anything
         except Exception as error:
             raise self._unsupported(

@@ -223,9 +223,10 @@ class ObjectStore(ReadableStore):
     def list_rolled(self, prefix: str, delimiter: str) -> Iterator[ObjectInfo | CommonPrefix]:
         """Like :meth:`list`, with the keys that have ``delimiter`` behind ``prefix`` rolled up.
 
-        Each group becomes one :class:`CommonPrefix`, up to the delimiter or with it. Entries of one page come
-        in any order. Stores that can, do it on their side: a listing then costs a request for every 1,000
-        groups or so, however many keys are in them. This default reads the whole listing.
+        Each group becomes one :class:`CommonPrefix`, up to the delimiter, or with the whole or the beginning
+        of it. Entries of one page come in any order. Stores that can, do it on their side: a listing then
+        costs a request for every 1,000 groups or so, however many keys are in them. This default reads the
+        whole listing.
         """
         last: str | None = None
         for info in self.list(prefix):

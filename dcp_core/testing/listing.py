@@ -8,7 +8,7 @@ from datetime import datetime, timedelta, timezone
 import pytest
 
 from dcp_core.errors import BucketNotFoundError
-from dcp_core.seam.store import ObjectStore
+from dcp_core.seam.store import CommonPrefix, ObjectInfo, ObjectStore
 from dcp_core.testing.deviation import Contract
 from dcp_core.testing.material import OpenStore, RawBucket, body_of, in_threads
 
@@ -47,6 +47,26 @@ class ListContract(Contract):
         assert (listed.key, listed.size, listed.version) == (head.key, head.size, head.version)
         assert listed.modified is not None
         assert abs(datetime.now(timezone.utc) - listed.modified) < timedelta(hours=1)
+
+    def test_list_rolled(self, store: ObjectStore, raw: RawBucket) -> None:
+        """Keys with the delimiter behind the prefix are one entry; it may have several characters."""
+        for key in ("run/a/__0", "run/a/__1", "run/a/.metadata", "run/b/__0", "run/c", "running/__0"):
+            raw.write(key, b"x")
+        assert _rolled(store, "run/", "/__") == (["run/a/.metadata", "run/c"], ["run/a", "run/b"])
+        assert _rolled(store, "run/", "/") == (["run/c"], ["run/a", "run/b"])
+        assert _rolled(store, "run/a", "/__") == (["run/a/.metadata"], ["run/a"])
+        assert _rolled(store, "none", "/") == ([], [])
+
+    def test_list_rolled_more_than_a_page(self, store: ObjectStore) -> None:
+        groups = [f"many/{number:04}" for number in range(600)]
+
+        def write(worker: int) -> None:
+            for group in groups[worker::8]:
+                store.put(f"{group}/__0", body_of(b"x"))
+                store.put(f"{group}/.metadata", body_of(b"x"))
+
+        in_threads(write, 8)
+        assert _rolled(store, "many/", "/__") == ([f"{group}/.metadata" for group in groups], groups)
 
     def test_list_and_delete_more_than_a_page(self, store: ObjectStore, raw: RawBucket) -> None:
         keys = [f"many/{number:04}" for number in range(1005)]
@@ -99,3 +119,11 @@ class ListContract(Contract):
                 with pytest.raises(BucketNotFoundError) as caught:
                     write()
                 assert caught.value.bucket == self.missing_bucket
+
+
+def _rolled(store: ObjectStore, prefix: str, delimiter: str) -> tuple[list[str], list[str]]:
+    """Keys, and what the others have in common but for the delimiter; both in order."""
+    listed = list(store.list_rolled(prefix, delimiter))
+    keys = [entry.key for entry in listed if isinstance(entry, ObjectInfo)]
+    common = [entry.prefix for entry in listed if isinstance(entry, CommonPrefix)]
+    return sorted(keys), sorted(one.rstrip(delimiter) for one in common)

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from dcp_core import errors, location, store
+from dcp_core import errors
 from dcp_core.format.checksum import crc32c
+from dcp_core.seam import backend as seam
+from dcp_core.seam import location, store
 
 DB = sqlite3.Connection
 
@@ -187,7 +189,7 @@ class SQLiteOptions:
     folder: str = "."
 
 
-class SQLiteBackend:
+class SQLiteBackend(seam.Backend):
     options_type = SQLiteOptions
 
     def locate(self, url: str) -> location.Location:

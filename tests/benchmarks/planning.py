@@ -23,7 +23,9 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPla
 from dcp_core.config import LoadOptions
 from dcp_core.format.stored import Payload, storage_info
 from dcp_core.load.fetch import RankReader
+from dcp_core.load.open_targets import OpenTargets
 from dcp_core.load.source import Catalog
+from dcp_core.seam.location import Location
 from dcp_core.testing import MemoryStore
 from dcp_core.transfer import Transfer
 
@@ -69,11 +71,13 @@ def seconds(count: int) -> float:
     plan, catalog = case(count)
     MemoryStore.create_bucket("planning")
     options = LoadOptions()
-    reader = RankReader(MemoryStore("planning"), options, Transfer(options, 0), lambda name: name)
+    location = Location("memory", "planning", "")
+    reader = RankReader(MemoryStore("planning"), location, options, Transfer(options, 0))
     started = time.process_time()
-    targets, requests, _ = reader.plan(plan, _Planner(), catalog)
+    items = reader.items(plan, catalog)
+    requests = reader.requests(items, OpenTargets(_Planner()))
     spent = time.process_time() - started
-    assert len(targets) == count
+    assert len(items) == count
     assert sum(len(step.placements) for request in requests for step in request.steps) == count
     return spent
 

@@ -11,7 +11,7 @@ from azure_bucket import AzureBucket
 from dcp_azure.options import AzureOptions
 from dcp_azure.store import AzureStore
 from dcp_core.errors import ObjectNotFoundError
-from dcp_core.store import ObjectStore
+from dcp_core.seam.store import ObjectStore
 from dcp_core.testing import (
     ODD_KEYS,
     OpenStore,

@@ -12,7 +12,7 @@ from conftest import Bucket
 
 from dcp_core import TransientError
 from dcp_core.format.checksum import crc32c
-from dcp_core.store import Body, ObjectStore, ReplaceVersion
+from dcp_core.seam.store import Body, ObjectStore, ReplaceVersion
 from dcp_core.testing import (
     ODD_KEYS,
     MemoryStore,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from gcs_bucket import GCSBucket
 
-from dcp_core.store import ObjectStore
+from dcp_core.seam.store import ObjectStore
 from dcp_core.testing import ODD_KEYS, OpenStore, RawBucket, StoreContract, deviations
 from dcp_gcs.options import GCSOptions
 from dcp_gcs.store import GCSStore

@@ -5,32 +5,20 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from dcp_http_servers import WebServer
 from web import Folder
 
-from dcp_core import ConfigurationError, TransientError, UnsupportedError
-from dcp_core.store import CreateOnly, ObjectStore, Part, Upload
-from dcp_core.testing import RawBucket, ReadContract, StoreContract, body_of, deviates, deviations, pattern
+from dcp_core import CloudStorageWriter, ConfigurationError, SaveOptions, TransientError, UnsupportedError
+from dcp_core.seam.store import ObjectStore, ReadableStore
+from dcp_core.storage.checkpoint_store import CheckpointStore
+from dcp_core.testing import RawBucket, ReadContract, StoreContract, deviates, deviations, pattern
+from dcp_http import backend
 from dcp_http.options import HTTPOptions
 from dcp_http.store import HTTPStore
-
-UPLOAD = Upload("key", "id")
-WRITES: dict[str, Callable[[ObjectStore], object]] = {
-    "put": lambda store: store.put("key", body_of(b"data"), CreateOnly()),
-    "start_upload": lambda store: store.start_upload("key"),
-    "put_part": lambda store: store.put_part(UPLOAD, 1, body_of(b"data")),
-    "finish_upload": lambda store: store.finish_upload(UPLOAD, [Part(1, 4, "tag", 0)]),
-    "abort_upload": lambda store: store.abort_upload(UPLOAD),
-    "delete": lambda store: store.delete(["key"]),
-}
-LISTS: dict[str, Callable[[ObjectStore], object]] = {
-    "list": lambda store: list(store.list("")),
-    "list_uploads": lambda store: list(store.list_uploads("")),
-}
 
 
 class TestHTTP(ReadContract):
@@ -96,19 +84,29 @@ def test_what_is_left_out_of_the_contract() -> None:
     assert list(deviations(TestHTTPByGetAlone)) == ["test_version_changes"]
 
 
-@pytest.mark.parametrize("verb", WRITES)
-def test_no_writing(store: HTTPStore, tmp_path: Path, verb: str) -> None:
-    (tmp_path / "key").write_bytes(b"there")
-    with pytest.raises(UnsupportedError, match="read-only") as caught:
-        WRITES[verb](store)
-    assert (caught.value.bucket, caught.value.key) == (store.bucket, "key")
-    assert (tmp_path / "key").read_bytes() == b"there"
+def test_the_type_says_that_it_can_only_be_read(store: HTTPStore) -> None:
+    assert isinstance(store, ReadableStore)
+    assert not isinstance(store, ObjectStore)
+    assert backend.read_only
+    writing = ObjectStore.__abstractmethods__ - ReadableStore.__abstractmethods__
+    assert {"put", "start_upload", "put_part", "finish_upload", "abort_upload", "list", "delete"} < writing
+    assert not [verb for verb in (*writing, "limits") if hasattr(store, verb)]
 
 
-@pytest.mark.parametrize("verb", LISTS)
-def test_no_listing(store: HTTPStore, verb: str) -> None:
-    with pytest.raises(UnsupportedError):
-        LISTS[verb](store)
+def test_no_writing_and_no_listing(store: HTTPStore, tmp_path: Path) -> None:
+    """Where a store that can be written is needed, its absence is said before any request."""
+    checkpoint = CheckpointStore(f"http://{store.bucket}/run", SaveOptions, {})
+    assert checkpoint.read_only
+    with contextlib.closing(checkpoint):
+        with pytest.raises(UnsupportedError, match="read-only"):
+            checkpoint.writable_store()
+        with pytest.raises(UnsupportedError, match="read-only"), checkpoint.use_writable():
+            pass
+        with checkpoint.use() as readable:
+            assert isinstance(readable, HTTPStore)
+    with pytest.raises(UnsupportedError, match="read-only"):
+        CloudStorageWriter(f"http://{store.bucket}/run")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_memory_is_bounded(tmp_path: Path) -> None:

@@ -1,12 +1,8 @@
-"""The connections of each cloud's client: they are as :func:`dcp_core.store_http.tuned_pools` makes them.
-
-Servers that stop reading: a send that stands still is cut after ``stall_timeout``, and no earlier.
-"""
+"""Servers that stop reading: a send that stands still is cut after ``stall_timeout``, and no earlier."""
 
 from __future__ import annotations
 
 import contextlib
-import ssl
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,8 +12,8 @@ from sockets import not_reading
 
 from dcp_azure.options import AzureOptions
 from dcp_azure.store import AzureStore
-from dcp_core import ThrottledError, TransientError, tls
-from dcp_core.store import ObjectStore
+from dcp_core import ThrottledError, TransientError
+from dcp_core.seam.store import ObjectStore
 from dcp_core.testing import body_of, pattern
 from dcp_gcs.options import GCSOptions
 from dcp_gcs.store import GCSStore
@@ -67,30 +63,3 @@ def test_a_server_that_reads_late(opened: Any) -> None:
         pytest.raises(ThrottledError),
     ):
         store.put("key", body_of(DATA))
-
-
-def test_tls_reads_ahead(opened: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The context that is prepared is the one that the handshake is made with."""
-    prepared: list[ssl.SSLContext] = []
-    shaken: list[ssl.SSLContext] = []
-    wrap = ssl.SSLContext.wrap_socket
-
-    def read_ahead(context: ssl.SSLContext) -> bool:
-        prepared.append(context)
-        return tls.read_ahead(context)
-
-    def wrap_socket(context: ssl.SSLContext, *arguments: Any, **options: Any) -> ssl.SSLSocket:
-        shaken.append(context)
-        return wrap(context, *arguments, **options)
-
-    monkeypatch.setattr("dcp_core.store_http.read_ahead", read_ahead)
-    monkeypatch.setattr(ssl.SSLContext, "wrap_socket", wrap_socket)
-    # a server that speaks no TLS: the handshake comes to no end
-    with (
-        not_reading() as port,
-        opened(port, scheme="https", connect_timeout=0.3, stall_timeout=0.3) as store,
-        pytest.raises(TransientError),
-    ):
-        store.put("key", body_of(b"x"))
-    assert shaken
-    assert shaken == prepared

@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import datetime
-import json
-import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -18,11 +16,9 @@ import pytest
 import scenarios
 import torch
 import torch.distributed.checkpoint as dcp
-import trustme
-from azure.core.credentials import AccessToken
 from azure.storage.blob import generate_container_sas
 from azure.storage.extensions.checksums import crc64
-from azure_bucket import AzureBucket
+from azure_bucket import AzureBucket, SecureAzurite, Token
 from conftest import proxied
 from dcp_azure_servers import Azurite
 from dcp_fault_proxy import FaultProxy
@@ -30,8 +26,8 @@ from sockets import CountingBody, Listener, answering
 from urllib3.exceptions import InsecureRequestWarning
 
 from dcp_azure import AzureOptions, AzureStorageReader, AzureStorageWriter
+from dcp_azure.azure_private import PublicResponse
 from dcp_azure.checksum import checksum_headers
-from dcp_azure.ranges import PublicAnswer
 from dcp_azure.store import AzureStore
 from dcp_core import (
     CloudStorageReader,
@@ -42,7 +38,7 @@ from dcp_core import (
     UnsupportedError,
 )
 from dcp_core.format.checksum import crc32c
-from dcp_core.store import Upload
+from dcp_core.seam.store import Upload
 from dcp_core.testing import body_of, in_threads, pattern, read_all
 
 MIB = 1 << 20
@@ -144,7 +140,7 @@ def test_crc64_is_azures() -> None:
 def test_every_body_carries_its_checksum(
     azure_bucket: AzureBucket, proxy: FaultProxy, kind: str | None, header: str | None
 ) -> None:
-    save(f"{azure_bucket.url}/run", transactional_checksum=kind)
+    save(f"{azure_bucket.url}/run", upload_checksum=kind)
     writes = [seen for seen in proxy.requests if seen.method == "PUT" and "blocklist" not in seen.query]
     assert len(writes) == 4  # the start, two parts, the record
     for seen in writes:
@@ -180,7 +176,7 @@ def test_ranges_come_from_the_socket(azure_bucket: AzureBucket) -> None:
 
 def test_ranges_without_the_way_down(azure_bucket: AzureBucket, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a release of the SDK without the private attribute would do: it copies, and is right."""
-    monkeypatch.setattr("dcp_azure.store.raw_answer", PublicAnswer)
+    monkeypatch.setattr("dcp_azure.store.raw_response", PublicResponse)
     azure_bucket.write("key", pattern(MIB))
     with contextlib.closing(AzureStore(azure_bucket.name, AzureOptions())) as store:
         for start, stop in ((2, 5), (0, MIB), (70_000, 200_001)):
@@ -242,7 +238,7 @@ HEADERS = b'ETag: "e"\r\nLast-Modified: Tue, 24 Nov 2026 00:00:00 GMT\r\nConnect
     ],
     ids=["range ignored", "cut short"],
 )  # fmt: skip
-def test_odd_answers(answer: bytes, start: int, expected: type[Exception]) -> None:
+def test_odd_responses(answer: bytes, start: int, expected: type[Exception]) -> None:
     port, server = answering(answer)
     options = AzureOptions(account_url=f"http://127.0.0.1:{port}/account", anonymous=True)
 
@@ -319,45 +315,6 @@ def test_anonymous(azure_bucket: AzureBucket) -> None:
     with pytest.raises(BaseException, match=r".") as caught:
         save(f"{azure_bucket.url}/run", anonymous=True)
     assert isinstance(caught.value.failures[0][0], PermissionDeniedError)  # type: ignore[attr-defined]
-
-
-class SecureAzurite(Azurite):
-    """Over TLS, and with the tokens that azure-identity gets."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__()
-        self.certificate, key, chain = (folder / name for name in ("authority.pem", "key.pem", "chain.pem"))
-        authority = trustme.CA()
-        authority.cert_pem.write_to_path(self.certificate)
-        issued = authority.issue_cert("127.0.0.1")
-        issued.private_key_pem.write_to_path(key)
-        issued.cert_chain_pems[0].write_to_path(chain)
-        self.flags = [f"--cert={chain}", f"--key={key}", "--oauth=basic"]
-
-    @property
-    def endpoint(self) -> str:
-        return f"https://127.0.0.1:{self.port}"
-
-    def client(self):  # type: ignore[no-untyped-def]
-        from azure.storage.blob import BlobServiceClient
-
-        return BlobServiceClient.from_connection_string(
-            self.connection_string(self.endpoint), retry_total=0, connection_verify=str(self.certificate)
-        )
-
-
-class Token:
-    """A credential as azure-identity has them; the emulator checks all of its token but the signature."""
-
-    def __init__(self, audience: str = "https://storage.azure.com") -> None:
-        self.audience = audience
-
-    def get_token(self, *scopes: str, **options: Any) -> AccessToken:
-        now = int(time.time())
-        claims = {"aud": self.audience, "iss": "https://sts.windows.net/x/", "nbf": now - 60, "iat": now - 60}
-        parts = [{"typ": "JWT", "alg": "RS256"}, {**claims, "exp": now + 3600}, "signature"]
-        encoded = [base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=") for part in parts]
-        return AccessToken(".".join(encoded), now + 3600)
 
 
 def test_tokens_and_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

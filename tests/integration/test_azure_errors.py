@@ -90,9 +90,9 @@ def test_malformed_url(kind: Any, url: str) -> None:
 )
 def test_endpoints_of_data_lake_urls(url: str, endpoint: str) -> None:
     writer = AzureStorageWriter(url, account_key=OTHER_KEY)
-    store = writer._endpoint.store()
+    store = writer.checkpoint.store()
     assert isinstance(store, AzureStore)
-    assert store._client.container.primary_endpoint == f"{endpoint}/data"
+    assert store.clients.get().container.primary_endpoint == f"{endpoint}/data"
     assert store.bucket == "data"
     writer.close()
 
@@ -101,7 +101,7 @@ def test_endpoints_of_data_lake_urls(url: str, endpoint: str) -> None:
     ("options", "word"),
     [
         ({"access_tier": "Archive"}, "access_tier"),
-        ({"transactional_checksum": "sha1"}, "transactional_checksum"),
+        ({"upload_checksum": "sha1"}, "upload_checksum"),
         ({"encryption_key": "short"}, "encryption_key"),
         ({"account_key": "?"}, "account_key"),
         ({"account_key": OTHER_KEY, "sas_token": "sv=1"}, "account_key and sas_token"),
@@ -297,7 +297,7 @@ def test_secrets_stay_secret() -> None:
     }
     for name, value in secrets.items():
         writer = AzureStorageWriter("az://container/run", **{name: value})  # type: ignore[misc]
-        assert OTHER_KEY not in repr(writer) + repr(writer._endpoint.store_options)
+        assert OTHER_KEY not in repr(writer) + repr(writer.checkpoint.store_options)
     with pytest.raises(InvalidLocationError) as caught:
         CloudStorageWriter("abfss://container:hush@account.dfs.core.windows.net/run")
     assert "hush" not in str(caught.value)

@@ -21,14 +21,18 @@ from dcp_core import (
     CheckpointCorruptError,
     CheckpointNotFoundError,
     CheckpointReplacedError,
+    CloudCheckpointError,
     CloudStorageReader,
     CloudStorageWriter,
     ConfigurationError,
     CredentialsError,
     InvalidLocationError,
+    PeerFailedError,
     PermissionDeniedError,
+    ThrottledError,
     UnknownSchemeError,
     UntrustedDataError,
+    errors,
 )
 from dcp_s3 import S3StorageReader, S3StorageWriter
 
@@ -217,7 +221,7 @@ def test_damaged_data_object(seaweedfs_bucket: Bucket) -> None:
     seaweedfs_bucket.write(key, bytes(data))
     error_of(CheckpointCorruptError, lambda: load(f"{seaweedfs_bucket.url}/run"), key, "'weight'", "checksum")
     target = scenarios.blanked(STATE)
-    dcp.load(target, storage_reader=CloudStorageReader(f"{seaweedfs_bucket.url}/run", verify=False))
+    dcp.load(target, storage_reader=CloudStorageReader(f"{seaweedfs_bucket.url}/run", verify_checksums=False))
     assert int((target["weight"] != STATE["weight"]).sum()) == 1
 
 
@@ -262,8 +266,8 @@ def test_secrets_stay_secret() -> None:
     writer = S3StorageWriter(
         "s3://bucket/run", access_key_id="AKIA", secret_access_key="hush", session_token="shh"
     )
-    assert "hush" not in repr(writer) + repr(writer._endpoint.store_options)
-    assert "shh" not in repr(writer) + repr(writer._endpoint.store_options)
+    assert "hush" not in repr(writer) + repr(writer.checkpoint.store_options)
+    assert "shh" not in repr(writer) + repr(writer.checkpoint.store_options)
     with pytest.raises(InvalidLocationError) as caught:
         CloudStorageWriter("s3://key:hush@bucket/run")
     assert "hush" not in str(caught.value)
@@ -271,10 +275,22 @@ def test_secrets_stay_secret() -> None:
 
 def test_every_error_survives_pickling() -> None:
     names = [name for name in dcp_core.__all__ if name.endswith("Error")]
-    assert len(names) == 22
+    assert set(names) == set(errors.__all__)
     for name in names:
         error = getattr(dcp_core, name)("what", bucket="b", key="k", request_id="r").at_rank(3).at_rank(4)
         copy = pickle.loads(pickle.dumps(error))
         assert type(copy) is type(error)
         assert str(copy) == str(error)
         assert (copy.message, copy.bucket, copy.key, copy.rank, copy.request_id) == ("what", "b", "k", 3, "r")
+
+
+@pytest.mark.parametrize(
+    ("error", "field"),
+    [
+        (ThrottledError("what", retry_after=2.5), "retry_after"),
+        (PermissionDeniedError("what", denied=True), "denied"),
+        (PeerFailedError("what", failed_rank=7), "failed_rank"),
+    ],
+)
+def test_fields_of_single_errors_survive_pickling(error: CloudCheckpointError, field: str) -> None:
+    assert getattr(pickle.loads(pickle.dumps(error)), field) == getattr(error, field)

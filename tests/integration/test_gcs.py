@@ -43,7 +43,7 @@ from dcp_core import (
     UnsupportedError,
 )
 from dcp_core.format.checksum import crc32c
-from dcp_core.store import Part, ReplaceVersion, Upload
+from dcp_core.seam.store import Part, ReplaceVersion, Upload
 from dcp_core.testing import body_of, pattern, read_all
 from dcp_gcs import GCSOptions, GCSStorageReader, GCSStorageWriter
 from dcp_gcs.store import GCSStore
@@ -248,7 +248,7 @@ HEADERS = b"x-goog-generation: 1\r\nConnection: close\r\n"
     ids=["range ignored", "cut short", "no generation", "redirect", "not HTTP", "no length"],
 )  # fmt: skip
 @pytest.mark.usefixtures("gcs_bucket")
-def test_odd_answers(answer: bytes, start: int, expected: type[Exception]) -> None:
+def test_odd_responses(answer: bytes, start: int, expected: type[Exception]) -> None:
     port, server = answering(answer)
     options = GCSOptions(endpoint_url=f"http://127.0.0.1:{port}", anonymous=True)
 
@@ -463,13 +463,13 @@ def test_token_that_ended_is_renewed(private: GCSBucket, proxy: FaultProxy) -> N
     """The store refuses a part with a 401; with a new token the whole part is sent again."""
     with opened(private, **key_file(private, "admin")) as store:
         upload = store.start_upload("key")
-        revoke(private.server, store._session._http.credentials.token)
+        revoke(private.server, store.clients.get()._http.credentials.token)
         part = store.put_part(upload, 1, body_of(pattern(3 * MIB)))
         store.finish_upload(upload, [part])
-        revoke(private.server, store._session._http.credentials.token)
+        revoke(private.server, store.clients.get()._http.credentials.token)
         store.put("small", body_of(b"small"))
         assert store.get("small")[0] == b"small"
-        revoke(private.server, store._session._http.credentials.token)
+        revoke(private.server, store.clients.get()._http.credentials.token)
         with store.read_range("key", 1, 3 * MIB) as reader:
             assert read_all(reader, 3 * MIB) == pattern(3 * MIB)[1:]
     assert [seen.status for seen in proxy.requests if seen.operation == "UploadPart"] == [401, 200]
@@ -558,12 +558,12 @@ def test_emulator_variable_without_a_scheme(gcs_bucket: GCSBucket, monkeypatch: 
 def test_nothing_listens(gcs_bucket: GCSBucket, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{server.getsockname()[1]}")
-    error = error_of(lambda: save(f"{gcs_bucket.url}/run", attempts=1))
+    error = error_of(lambda: save(f"{gcs_bucket.url}/run", retry_timeout=0.5))
     assert type(error) is TransientError
     assert gcs_bucket.name in str(error)
 
 
 def test_secrets_stay_secret() -> None:
     writer = GCSStorageWriter("gs://bucket/run", access_token="hush")
-    assert "hush" not in repr(writer) + repr(writer._endpoint.store_options)
-    assert pickle.loads(pickle.dumps(writer))._endpoint.store_options.access_token == "hush"
+    assert "hush" not in repr(writer) + repr(writer.checkpoint.store_options)
+    assert pickle.loads(pickle.dumps(writer)).checkpoint.store_options.access_token == "hush"

@@ -16,7 +16,7 @@ from dcp_s3_sink import Sink
 
 from dcp_core import CloudStorageReader, CloudStorageWriter, ConflictError
 from dcp_core.format.checksum import crc32c
-from dcp_core.store import Body, CreateOnly
+from dcp_core.seam.store import Body, CreateOnly
 from dcp_s3.options import S3Options
 from dcp_s3.store import S3Store
 
@@ -55,9 +55,9 @@ def test_a_sink_keeps_checkpoints(sink: Sink) -> None:
     seconds_to_save_and_load("s3://bucket/run")  # over the first one
     store = S3Store("bucket", S3Options())
     body = Body([b"x"], crc32c(b"x"))
-    store.put("once", body.fresh(), CreateOnly())
+    store.put("once", body, CreateOnly())
     with pytest.raises(ConflictError):
-        store.put("once", body.fresh(), CreateOnly())
+        store.put("once", body, CreateOnly())
     store.close()
 
 

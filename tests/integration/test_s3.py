@@ -16,6 +16,7 @@ import trustme
 import urllib3
 from conftest import Bucket
 from dcp_fault_proxy import FaultProxy
+from dcp_server import free_ports
 from sockets import CountingBody, Listener, answering
 
 from dcp_core import CloudStorageReader, ConfigurationError, TransientError, UnsupportedError
@@ -52,7 +53,13 @@ def test_options_of_objects_reach_the_server(localstack_bucket: Bucket) -> None:
 
 def test_kms_options_are_sent(seaweedfs_bucket: Bucket, proxy: FaultProxy) -> None:
     with pytest.raises(BaseException, match=r"."):  # the server has no KMS
-        save(f"{seaweedfs_bucket.url}/run", sse="aws:kms", kms_key_id="my-key", bucket_key=True)
+        save(
+            f"{seaweedfs_bucket.url}/run",
+            sse="aws:kms",
+            kms_key_id="my-key",
+            bucket_key=True,
+            retry_timeout=1,
+        )
     sent = next(seen.headers for seen in proxy.requests if seen.operation == "CreateMultipartUpload")
     assert sent["x-amz-server-side-encryption"] == "aws:kms"
     assert sent["x-amz-server-side-encryption-aws-kms-key-id"] == "my-key"
@@ -176,7 +183,7 @@ HEADERS = b'ETag: "e"\r\nLast-Modified: Tue, 24 Nov 2026 00:00:00 GMT\r\nConnect
     ids=["range ignored", "cut short"],
 )  # fmt: skip
 @pytest.mark.usefixtures("seaweedfs_bucket")
-def test_odd_answers(answer: bytes, start: int, expected: type[Exception]) -> None:
+def test_odd_responses(answer: bytes, start: int, expected: type[Exception]) -> None:
     port, server = answering(answer)
     options = S3Options(endpoint_url=f"http://127.0.0.1:{port}", addressing_style="path")
 
@@ -188,3 +195,15 @@ def test_odd_answers(answer: bytes, start: int, expected: type[Exception]) -> No
         with pytest.raises(expected):
             read()
         server.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.usefixtures("seaweedfs_bucket")
+def test_a_proxy_that_cannot_be_reached_may_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    (port,) = free_ports(1)
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{port}")
+    options = S3Options(endpoint_url="http://store.example.com")
+    with (
+        contextlib.closing(S3Store("bucket", options)) as store,
+        pytest.raises(TransientError, match="could not be reached"),
+    ):
+        store.head("key")

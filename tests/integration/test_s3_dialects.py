@@ -39,7 +39,7 @@ def test_parts_carry_checksums(seaweedfs_bucket: Bucket, proxy: FaultProxy) -> N
 
 
 def test_without_checksums_no_such_header_is_sent(seaweedfs_bucket: Bucket, proxy: FaultProxy) -> None:
-    save_and_load(f"{seaweedfs_bucket.url}/run", checksums=False)
+    save_and_load(f"{seaweedfs_bucket.url}/run", upload_checksum=None)
     assert {"UploadPart", "PutObject", "CompleteMultipartUpload", "GetObject"} <= set(proxy.operations())
     for seen in proxy.requests:
         assert not [name for name in names(seen.headers) if "checksum" in name or "trailer" in name]
@@ -56,4 +56,4 @@ def test_a_store_that_refuses_the_header(seaweedfs_bucket: Bucket, proxy: FaultP
         save_and_load(f"{seaweedfs_bucket.url}/run")
     error = caught.value.failures[0][0]
     assert isinstance(error, ConfigurationError)
-    assert "checksums=False" in str(error)
+    assert "upload_checksum=None" in str(error)

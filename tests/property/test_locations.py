@@ -9,8 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import dcp_azure
+import dcp_gcs
+import dcp_s3
 from dcp_core import InvalidLocationError
-from dcp_core.location import Location, scheme_of
+from dcp_core.format.layout import data_name, metadata_name, new_token
+from dcp_core.seam.backend import Backend
+from dcp_core.seam.location import NAME_ROOM, Location, scheme_of
 from dcp_http.location import HTTPLocation, encoded
 
 text = st.text(st.characters(exclude_categories=("Cc", "Cs")), max_size=40)
@@ -33,6 +38,34 @@ def test_children(prefix: str, name: str) -> None:
     parent = Location.parse(f"s3://bucket/{prefix}")
     assert parent.child(name).prefix == parent.key(name).removesuffix("/")
     assert parent.child(name).bucket == "bucket"
+
+
+numbers = st.integers(0, 10**14 - 1)
+
+
+@given(numbers, numbers)
+def test_names_fit_into_the_room_that_is_kept_for_them(rank: int, number: int) -> None:
+    for name in (data_name(rank, number, new_token()), metadata_name(), metadata_name(rank)):
+        assert name.isascii()
+        assert len(f"/{name}") <= NAME_ROOM
+
+
+@pytest.mark.parametrize(
+    ("backend", "base", "letter", "most"),
+    [
+        # 1,024 bytes
+        (dcp_s3.backend, "s3://bucket/", "a", 960),
+        (dcp_s3.backend, "s3://bucket/", "ü", 480),
+        (dcp_gcs.backend, "gs://bucket/", "ü", 480),
+        # 1,024 characters
+        (dcp_azure.backend, "az://container/", "ü", 960),
+    ],
+)
+def test_prefixes_leave_room_for_names(backend: Backend, base: str, letter: str, most: int) -> None:
+    location = backend.locate(base + letter * most)
+    assert location.prefix == letter * most
+    with pytest.raises(InvalidLocationError, match=r"at most \d+ leave room for object names"):
+        backend.locate(base + letter * (most + 1))
 
 
 @given(st.text(max_size=30))

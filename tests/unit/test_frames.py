@@ -8,8 +8,8 @@ import pytest
 import scenarios
 import torch
 
-from dcp_core.format.frames import find_payload, frame_template, generic_frame, is_plain
-from dcp_core.transfer import tensor_bytes
+from dcp_core.format.frames import find_payload, frame_template
+from dcp_core.runtime.tensor_memory import tensor_bytes
 
 SHAPES = [(), (1,), (7,), (3, 5), (2, 1, 4), (0,), (3, 0)]
 
@@ -85,11 +85,3 @@ def test_tensor_bytes_are_the_tensor() -> None:
     assert bytes(half) == b"\0\0\0\0"  # the slice keeps the memory alive
     with pytest.raises(ValueError, match="contiguous"):
         tensor_bytes(torch.zeros(3, 3).t()[1:])
-
-
-def test_what_is_not_plain() -> None:
-    assert is_plain(torch.nn.Parameter(torch.ones(2)))
-    sparse = torch.eye(3).to_sparse()
-    for tensor in (sparse, torch.ones(2, device="meta")):
-        assert not is_plain(tensor)
-    assert torch.equal(torch.load(io.BytesIO(generic_frame(sparse))).to_dense(), torch.eye(3))

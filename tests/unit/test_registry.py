@@ -14,7 +14,7 @@ from dcp_core import (
     MissingExtraError,
     UnknownSchemeError,
 )
-from dcp_core.registry import find_backend, known_schemes
+from dcp_core.seam.registry import find_backend, known_schemes
 from dcp_core.testing import MemoryBackend
 
 
@@ -54,7 +54,7 @@ def test_one_distribution_seen_twice(site: Path, monkeypatch: pytest.MonkeyPatch
     for folder in (site, site / "again"):
         distribution(folder, "memory-store", "twice = dcp_core.testing:MemoryBackend")
     monkeypatch.syspath_prepend(str(site / "again"))
-    with pytest.raises(ConfigurationError, match="not a dcp_core Backend"):
+    with pytest.raises(ConfigurationError, match=r"not a dcp_core\.seam Backend"):
         find_backend("twice")  # a class is no backend; but it was found, once
 
 

@@ -1,15 +1,11 @@
-"""Answers over TLS: every byte whichever way it comes, and few calls of the kernel."""
+"""Responses over TLS: every byte, whichever way it comes."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import fcntl
 import http.client
 import socket
 import ssl
-import struct
-import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -20,17 +16,15 @@ from typing import Any
 import pytest
 import trustme
 import urllib3
-from urllib3.util.ssl_ import create_urllib3_context
 
-from dcp_core import tls
-from dcp_core.store import ObjectInfo
-from dcp_core.store_http import HttpRangeReader, tuned_pools
+from dcp_core.seam.store import ObjectInfo
 from dcp_core.testing import pattern, read_all
+from dcp_core.transport.pools import tune_pools
+from dcp_core.transport.range_reader import Urllib3RangeReader
+from dcp_core.transport.tls import TlsResponse
 
 MIB = 1 << 20
 RECORD = 16 << 10
-#: Whether connections may read ahead; what they receive is the same.
-AHEAD = [False] if tls._openssl() is None else [False, True]
 
 
 @dataclass
@@ -56,11 +50,9 @@ class Server:
         thread.start()
         return thread
 
-    def client(self, *, ahead: bool) -> ssl.SSLSocket:
+    def client(self) -> ssl.SSLSocket:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         self.authority.configure_trust(context)
-        if ahead:
-            assert tls.read_ahead(context)
         plain = socket.create_connection(self.listener.getsockname())
         plain.settimeout(10)
         return context.wrap_socket(plain, server_hostname="127.0.0.1")
@@ -85,21 +77,20 @@ def begun(connection: socket.socket) -> http.client.HTTPResponse:
     return response
 
 
-def received(answer: tls.TlsAnswer, size: int, step: int) -> bytes:
+def received(response: TlsResponse, size: int, step: int) -> bytes:
     """What ``readinto`` brings in calls of ``step`` bytes, until it brings nothing."""
     kept, buffer = bytearray(), memoryview(bytearray(step))
     while len(kept) < size:
-        count = answer.readinto(buffer[: min(step, size - len(kept))])
+        count = response.readinto(buffer[: min(step, size - len(kept))])
         if count == 0:
             break
         kept += buffer[:count]
     return bytes(kept)
 
 
-@pytest.mark.parametrize("ahead", AHEAD)
 @pytest.mark.parametrize("size", [1, 5000, RECORD, RECORD + 1, 3 * MIB + 7])
 @pytest.mark.parametrize("step", [1 << 12, RECORD, 100_003, 4 * MIB])
-def test_two_answers_through_one_connection(server: Server, size: int, step: int, ahead: bool) -> None:
+def test_two_responses_through_one_connection(server: Server, size: int, step: int) -> None:
     data = pattern(size)
 
     def work(connection: ssl.SSLSocket) -> None:
@@ -110,24 +101,24 @@ def test_two_answers_through_one_connection(server: Server, size: int, step: int
             connection.sendall(data[100:])
 
     thread = server.serve(work)
-    with server.client(ahead=ahead) as connection:
+    with server.client() as connection:
         for _ in range(2):
             connection.sendall(b"?")
             response = begun(connection)
-            assert received(tls.TlsAnswer(response, connection), size, step) == data
+            assert received(TlsResponse(response, connection), size, step) == data
             assert response.isclosed(), "http.client would not take the connection for another request"
     joined(thread)
 
 
 @pytest.mark.parametrize("sent", [0, 50, RECORD, MIB])
-def test_an_answer_cut_short(server: Server, sent: int) -> None:
+def test_a_response_cut_short(server: Server, sent: int) -> None:
     def work(connection: ssl.SSLSocket) -> None:
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (2 * MIB) + pattern(sent))
 
     thread = server.serve(work)
-    with server.client(ahead=AHEAD[-1]) as connection:
-        answer = tls.TlsAnswer(begun(connection), connection)
-        assert received(answer, 2 * MIB, 100_003) == pattern(sent)
+    with server.client() as connection:
+        response = TlsResponse(begun(connection), connection)
+        assert received(response, 2 * MIB, 100_003) == pattern(sent)
     joined(thread)
 
 
@@ -139,76 +130,18 @@ def test_a_server_that_stops_sending(server: Server) -> None:
         stop.wait(10)
 
     thread = server.serve(work)
-    with server.client(ahead=AHEAD[-1]) as connection:
+    with server.client() as connection:
         connection.settimeout(0.3)
-        answer = tls.TlsAnswer(begun(connection), connection)
+        response = TlsResponse(begun(connection), connection)
         with pytest.raises(TimeoutError):
-            received(answer, MIB, MIB)
+            received(response, MIB, MIB)
     stop.set()
     joined(thread)
 
 
-def waiting(connection: socket.socket) -> int:
-    """Bytes in the kernel (``FIONREAD``, tcp(7))."""
-    return int(struct.unpack("i", fcntl.ioctl(connection, termios.FIONREAD, bytes(4)))[0])
-
-
-def waited_for(connection: socket.socket, least: int) -> int:
-    """Bytes in the kernel, once they are ``least``."""
-    deadline = time.monotonic() + 10
-    while (found := waiting(connection)) < least:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    return found
-
-
-def taken_by_one_record(server: Server, *, ahead: bool) -> int:
-    """Bytes that leave the kernel when one record of many is read."""
-    done = threading.Event()
-
-    def work(connection: ssl.SSLSocket) -> None:
-        connection.sendall(bytes(4 * RECORD))
-        done.wait(10)
-
-    thread = server.serve(work)
-    with server.client(ahead=ahead) as connection:
-        before = waited_for(connection, 4 * RECORD)
-        assert connection.recv(RECORD) == bytes(RECORD)
-        taken = before - waiting(connection)
-        done.set()
-    joined(thread)
-    return taken
-
-
-@pytest.mark.skipif(AHEAD == [False], reason="this Python or its OpenSSL is not known")
-def test_the_kernel_is_asked_for_more_than_a_record(server: Server) -> None:
-    """The pointer is the right one: OpenSSL does what it was asked to."""
-    assert taken_by_one_record(server, ahead=False) < 2 * RECORD
-    assert taken_by_one_record(server, ahead=True) > 2 * RECORD
-
-
-@pytest.mark.parametrize(
-    "setting", [("_KNOWN", ()), ("ssl.OPENSSL_VERSION", "LibreSSL 3.0"), ("ssl._ssl.__file__", "/not/there")]
-)
-def test_left_alone_where_it_is_not_known(monkeypatch: pytest.MonkeyPatch, setting: tuple[str, Any]) -> None:
-    name, value = setting
-    monkeypatch.setattr(f"dcp_core.tls.{name}", value)
-    tls._openssl.cache_clear()
-    try:
-        assert not tls.read_ahead(ssl.create_default_context())
-    finally:
-        tls._openssl.cache_clear()
-
-
-def test_contexts_of_other_makers_are_left_alone() -> None:
-    assert not tls.read_ahead(None)
-    assert not tls.read_ahead(object())
-
-
-@pytest.mark.skipif(AHEAD == [False], reason="this Python or its OpenSSL is not known")
 @pytest.mark.parametrize("given", [False, True], ids=["a context of urllib3's", "a given context"])
 def test_connections_of_the_backends(server: Server, given: bool) -> None:
-    """They read ahead, and past the file objects; the server sends slowly, and twice on one connection."""
+    """They read past the file objects; the server sends slowly, and twice on one connection."""
     data = pattern(3 * MIB + 7)
 
     def work(connection: ssl.SSLSocket) -> None:
@@ -229,33 +162,21 @@ def test_connections_of_the_backends(server: Server, given: bool) -> None:
     thread = server.serve(work, refused=True)
     host, port = server.listener.getsockname()
     with urllib3.PoolManager(**options) as manager:
-        tune(manager)
+        tune_pools(manager, 5.0)
         for _ in range(2):
-            answer = manager.request("GET", f"https://{host}:{port}/", preload_content=False)
-            reader = HttpRangeReader(
+            response = manager.request("GET", f"https://{host}:{port}/", preload_content=False)
+            reader = Urllib3RangeReader(
                 ObjectInfo("key", len(data), "1"),
-                answer,
+                response,
                 len(data),
                 operation="GetObject",
                 bucket="bucket",
-                mapped=contextlib.nullcontext,
+                translated=contextlib.nullcontext,
             )
-            assert isinstance(reader._source, tls.TlsAnswer)
-            assert ahead_of(answer.connection.sock.context)
+            assert isinstance(reader._source, TlsResponse)
             assert read_all(reader, len(data)) == data
             reader.close()
     joined(thread)
-
-
-def tune(manager: urllib3.PoolManager) -> None:
-    pools = manager.pool_classes_by_scheme
-    manager.pool_classes_by_scheme = tuned_pools(pools, 5.0, create_urllib3_context)
-
-
-def ahead_of(context: ssl.SSLContext) -> bool:
-    """Whether OpenSSL says that it reads ahead (``SSL_CTX_get_read_ahead``)."""
-    pointer = ctypes.c_void_p.from_address(id(context) + object.__basicsize__)
-    return bool(tls._openssl().SSL_CTX_ctrl(pointer, 40, 0, None))
 
 
 @pytest.mark.parametrize("trusted", [False, True])
@@ -271,7 +192,7 @@ def test_certificates_are_verified(server: Server, trusted: bool, name: str) -> 
     thread = server.serve(work, refused=True)
     with authority.cert_pem.tempfile() as path:
         manager = urllib3.PoolManager(ca_certs=path, retries=False)
-        tune(manager)
+        tune_pools(manager, 5.0)
         url = f"https://{name}:{server.listener.getsockname()[1]}/"
         if trusted and name == "127.0.0.1":
             assert manager.request("GET", url).status == 204

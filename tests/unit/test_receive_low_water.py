@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from dcp_core.low_water import LowWater
+from dcp_core.transport.receive_low_water import ReceiveLowWater
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="poll heeds the mark on Linux only")
 
@@ -39,7 +39,7 @@ def mark(response: http.client.HTTPResponse) -> int:
 
 def test_raised_only_in_the_middle(pair: tuple[socket.socket, http.client.HTTPResponse]) -> None:
     _, response = pair
-    water = LowWater(response.fp.raw._sock, 8 * MIB)
+    water = ReceiveLowWater(response.fp.raw._sock, 8 * MIB)
     seen = []
     for left in range(8 * MIB, 0, -MIB):
         water.before(MIB, left)
@@ -51,11 +51,11 @@ def test_raised_only_in_the_middle(pair: tuple[socket.socket, http.client.HTTPRe
 
 
 @pytest.mark.parametrize("size", [1, 4096, MIB - 1])
-def test_small_answers_are_left_alone(
+def test_small_responses_are_left_alone(
     pair: tuple[socket.socket, http.client.HTTPResponse], size: int
 ) -> None:
     _, response = pair
-    LowWater(response.fp.raw._sock, size).before(size, size)
+    ReceiveLowWater(response.fp.raw._sock, size).before(size, size)
     assert mark(response) == 1
 
 
@@ -72,7 +72,7 @@ def test_an_answer_that_trickles_arrives_whole(
 
     sender = threading.Thread(target=trickle)
     sender.start()
-    water, buffer, left = LowWater(response.fp.raw._sock, 8 * MIB), memoryview(bytearray(MIB)), 8 * MIB
+    water, buffer, left = ReceiveLowWater(response.fp.raw._sock, 8 * MIB), memoryview(bytearray(MIB)), 8 * MIB
     started = time.monotonic()
     while left:
         wanted = min(left, 250_000)  # the last one is smaller than the mark

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import threading
 import time
 import weakref
@@ -10,12 +11,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import saves_in_memory
 import torch
 import torch.distributed.checkpoint as dcp
+from forks import holds_in_a_child
 
-from dcp_core import CloudStorageReader, CloudStorageWriter, collector
-from dcp_core.collector import SettledObjects, collector_paused
-from dcp_core.testing import MemoryBackend, MemoryStore
+from dcp_core import CloudStorageReader, CloudStorageWriter
+from dcp_core.runtime import gc_pause
+from dcp_core.runtime.gc_pause import FrozenHeap, gc_paused
+from dcp_core.testing import MemoryStore
 
 STATE = {"weight": torch.ones(100)}
 
@@ -36,7 +40,7 @@ def frozen() -> int:
 @pytest.fixture(autouse=True)
 def as_it_was() -> Iterator[None]:
     # what saves and loads of other tests left behind when they failed, as they were meant to
-    collector._settled.update(dict.fromkeys(collector._settled, 0.0))
+    gc_pause._settled.update(dict.fromkeys(gc_pause._settled, 0.0))
     gc.collect()
     assert gc.isenabled()
     assert not frozen()
@@ -46,21 +50,17 @@ def as_it_was() -> Iterator[None]:
 
 
 def writer(**options: Any) -> CloudStorageWriter:
-    made = CloudStorageWriter.__new__(CloudStorageWriter)
-    made._set_up("memory://collector/run", options, MemoryBackend())
-    return made
+    return saves_in_memory.writer(MemoryStore("collector"), "memory://collector/run", **options)
 
 
 def reader() -> CloudStorageReader:
-    made = CloudStorageReader.__new__(CloudStorageReader)
-    made._set_up("memory://collector/run", {}, MemoryBackend())
-    return made
+    return saves_in_memory.reader(MemoryStore("collector"), "memory://collector/run")
 
 
 def test_paused_and_goes_on() -> None:
     def fail() -> None:
-        with collector_paused():
-            with collector_paused():
+        with gc_paused():
+            with gc_paused():
                 assert not gc.isenabled()
             assert not gc.isenabled()
             raise ZeroDivisionError
@@ -72,9 +72,9 @@ def test_paused_and_goes_on() -> None:
 def test_a_collector_that_was_off_stays_off() -> None:
     gc.disable()
     try:
-        with collector_paused():
+        with gc_paused():
             pass
-        settled = SettledObjects()
+        settled = FrozenHeap()
         assert not frozen()
         settled.end()
         assert not gc.isenabled()
@@ -83,7 +83,7 @@ def test_a_collector_that_was_off_stays_off() -> None:
 
 
 def test_new_garbage_is_collected() -> None:
-    settled = SettledObjects()
+    settled = FrozenHeap()
     assert frozen()
     new = weakref.ref(Cycle())
     gc.collect()
@@ -94,13 +94,13 @@ def test_new_garbage_is_collected() -> None:
 
 def test_young_garbage_is_collected_first() -> None:
     old = weakref.ref(Cycle())
-    settled = SettledObjects()
+    settled = FrozenHeap()
     assert old() is None
     settled.end()
 
 
 def test_it_lasts_until_the_last_one_ends() -> None:
-    first, second = SettledObjects(), SettledObjects()
+    first, second = FrozenHeap(), FrozenHeap()
     first.end()
     assert frozen()
     with second:
@@ -112,7 +112,7 @@ def test_what_somebody_else_froze_stays_frozen() -> None:
     gc.freeze()
     try:
         count = gc.get_freeze_count()
-        SettledObjects().end()
+        FrozenHeap().end()
         assert gc.get_freeze_count() > count / 2
     finally:
         gc.unfreeze()
@@ -146,7 +146,7 @@ def test_a_save_and_a_load(kept: bool) -> None:
 
 def test_planning_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """No method of ours is called afterwards, and writer, reader and traceback may be kept."""
-    monkeypatch.setattr(collector, "_PLANNING", 0.2)
+    monkeypatch.setattr(gc_pause, "_PLANNING", 0.2)
     MemoryStore.create_bucket("collector")
 
     class Saves(dcp.DefaultSavePlanner):
@@ -170,8 +170,8 @@ def test_planning_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_transfer_may_take_longer_than_planning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collector, "_PLANNING", 0.0)
-    settled = SettledObjects()
+    monkeypatch.setattr(gc_pause, "_PLANNING", 0.0)
+    settled = FrozenHeap()
     with settled:
         time.sleep(0.01)
         gc.collect()
@@ -214,7 +214,7 @@ def test_threads_that_start_and_end_at_will() -> None:
 
     def work() -> None:
         while time.monotonic() < stop:
-            with SettledObjects():
+            with FrozenHeap():
                 kept = [Cycle() for _ in range(100)]
             del kept
             gc.collect(0)
@@ -225,4 +225,37 @@ def test_threads_that_start_and_end_at_will() -> None:
     for thread in threads:
         thread.join(20)
         assert not thread.is_alive()
-    assert not collector._settled
+    assert not gc_pause._settled
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_child_forked_meanwhile_has_its_own_collector() -> None:
+    """What the threads of the parent have under way does not go on in the child: nobody would end it."""
+    held, over = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with gc_pause._lock:
+            held.set()
+            over.wait(20)
+
+    with FrozenHeap(), gc_paused():
+        # another thread is at it, and is not there in the child to let go of the lock
+        holder = threading.Thread(target=hold)
+        holder.start()
+        held.wait(20)
+        in_order = holds_in_a_child(as_without_saves)
+        over.set()
+        holder.join(20)
+        assert not gc.isenabled()
+        assert frozen()
+    assert in_order
+
+
+def as_without_saves() -> bool:
+    """Whether the collector is as it is where nothing is under way, and can be paused again."""
+    as_it_is = gc.isenabled() and not frozen()
+    with gc_paused():
+        as_it_is &= not gc.isenabled()
+    with FrozenHeap():
+        as_it_is &= bool(frozen())
+    return as_it_is and gc.isenabled() and not frozen()
