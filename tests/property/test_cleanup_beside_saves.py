@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from records import read
-from stepped import Killed, Stepped, killed, killed_afterwards
+from stepped import Stepped, killed, killed_afterwards
 from torch.distributed.checkpoint.api import CheckpointException
 from unreliable_store import Fault, UnreliableStore
 
@@ -128,7 +128,7 @@ class CleanupsBesideSaves(RuleBasedStateMachine):
     @invariant()
     def saves_are_not_disturbed(self) -> None:
         for save in self.saves:
-            if save.waits_with is None and save.error is not None and not isinstance(save.error, Killed):
+            if save.waits_with is None and save.error is not None and not save.dead:
                 assert isinstance(save.error, CheckpointException), save.error
                 assert isinstance(save.error.failures[0][0], ConflictError), save.error
 
@@ -136,7 +136,7 @@ class CleanupsBesideSaves(RuleBasedStateMachine):
     def cleanups_end_well(self) -> None:
         for cleanup in self.cleanups:
             if cleanup.waits_with is None:
-                assert cleanup.error is None or isinstance(cleanup.error, Killed), cleanup.error
+                assert cleanup.error is None or cleanup.dead, cleanup.error
 
     def teardown(self) -> None:
         try:
