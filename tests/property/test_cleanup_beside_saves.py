@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from records import read
 from stepped import Stepped, killed, killed_afterwards
 from torch.distributed.checkpoint.api import CheckpointException
-from unreliable_store import Fault, UnreliableStore
+from unreliable_store import Fault, UnreliableStore, is_record
 
 from dcp_core import ConflictError, LoadOptions
 from dcp_core.format.layout import data_name, new_token
@@ -82,9 +82,21 @@ class CleanupsBesideSaves(RuleBasedStateMachine):
                     """Each batch as it goes."""
 
     @precondition(lambda self: self._running(self.saves))
-    @rule(data=st.data(), count=st.integers(1, 8))
+    @rule(data=st.data(), count=st.integers(1, 4))
     def go_on_saving(self, data: st.DataObject, count: int) -> None:
         self._go_on(data.draw(st.sampled_from(self._running(self.saves))), count)
+
+    @precondition(lambda self: self._uploading())
+    @rule(data=st.data())
+    def upload(self, data: st.DataObject) -> None:
+        """One save comes to its commit."""
+        save = data.draw(st.sampled_from(self._uploading()))
+        while save in self._uploading():
+            self._go_on(save, 1)
+
+    def _uploading(self) -> list[Stepped]:
+        """Saves that do not wait with their commits."""
+        return [save for save in self._running(self.saves) if not _commits(save)]
 
     @precondition(lambda self: self._running(self.cleanups))
     @rule(data=st.data(), count=st.integers(1, 8))
@@ -102,12 +114,20 @@ class CleanupsBesideSaves(RuleBasedStateMachine):
     def kill(self, data: st.DataObject, fault: Fault) -> None:
         data.draw(st.sampled_from(self._running(self.saves + self.cleanups))).step(fault)
 
-    @rule(folder=st.sampled_from(FOLDERS))
-    def leave_something(self, folder: str) -> None:
-        """An object and an upload of a save that died on another rank."""
+    @rule(folder=st.sampled_from(FOLDERS), hours=st.sampled_from((0, 5, 20)))
+    def leave_something(self, folder: str, hours: int) -> None:
+        """An object and an upload of a save that died on another rank, so many hours ago."""
+        now = self.now
+        self.now -= timedelta(hours=hours)
         self.bucket.put(f"{folder}/{data_name(1, 0, new_token())}", body_of(b"left"))
         upload = self.bucket.start_upload(f"{folder}/{data_name(1, 1, new_token())}")
         self.bucket.put_part(upload, 1, body_of(b"left"))
+        self.now = now
+
+    @rule()
+    def clean_up(self) -> None:
+        """A whole cleanup between two requests of the others."""
+        self._clean(self.bucket, self.now)
 
     @rule(hours=st.integers(1, 24))
     def pass_time(self, hours: int) -> None:
@@ -162,7 +182,12 @@ class CleanupsBesideSaves(RuleBasedStateMachine):
         self.checkpoints_are_whole()
 
 
+def _commits(save: Stepped) -> bool:
+    waits_with = save.waits_with
+    return waits_with is not None and waits_with.verb == "put" and is_record(waits_with.key)
+
+
 TestCleanupsBesideSaves = CleanupsBesideSaves.TestCase
 TestCleanupsBesideSaves.settings = settings(
-    max_examples=100, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=120, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
