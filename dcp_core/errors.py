@@ -17,6 +17,7 @@
     │   └── BucketNotFoundError        the bucket does not exist
     ├── PermissionDeniedError        fix permissions
     ├── ConflictError                another writer was faster
+    │   ├── RunTakenOverError          another job saves to the run by now
     │   └── CheckpointExistsError      a committed checkpoint is there and must not be replaced
     ├── UnsupportedError             what was asked for cannot be done
     │   └── UnsupportedTensorError     a tensor of a kind that cannot be saved or loaded

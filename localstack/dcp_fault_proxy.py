@@ -235,6 +235,7 @@ class FaultProxy:
         whole = await self._receive(case)
         if case.fault.done:
             await self._relay.send(whole)
+        await asyncio.sleep(case.fault.seconds)
         case.seen.status = case.fault.status
         content = b"" if case.seen.method == "HEAD" else body.encode()
         return web.Response(status=case.fault.status, headers=headers, body=content)

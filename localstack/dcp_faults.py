@@ -20,7 +20,7 @@ from urllib.parse import parse_qsl
 __all__ = ["Fault", "Kind", "Seen", "error_body", "flipped"]
 
 Kind = Literal[
-    # in the store's place; with `done`, the store has done the request all the same
+    # in the store's place, after `seconds`; with `done`, the store has done the request all the same
     "error",  # respond with `status` and error `code`, as each cloud has it
     "page",  # respond with `status` and `body` of `content_type`, as a proxy on the way does
     # connections

@@ -72,6 +72,9 @@ class SeaweedFS(S3Server):
     start_limit = 30.0
     read_only_access_key = "dcp-cloud-reader"
     read_only_secret_key = "dcp-cloud-reader-secret"
+    #: May do what a bucket's policy allows it, and nothing else.
+    limited_access_key = "dcp-cloud-limited"
+    limited_secret_key = "dcp-cloud-limited-secret"
     _services = ("master", "volume", "filer", "s3", "admin")
 
     def __init__(self, *, tls: bool = False) -> None:
@@ -139,6 +142,7 @@ class SeaweedFS(S3Server):
                     "admin", self.access_key, self.secret_key, ["Admin", "Read", "Write", "List", "Tagging"]
                 ),
                 identity("reader", self.read_only_access_key, self.read_only_secret_key, ["Read", "List"]),
+                identity("limited", self.limited_access_key, self.limited_secret_key, []),
             ]
         }
 

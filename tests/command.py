@@ -1,21 +1,39 @@
-"""The command, run as a user runs it."""
+"""The command ``dcp-cloud`` as a shell runs it."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-#: Where the command of this environment is.
-PROGRAM = str(Path(sys.executable).with_name("dcp-cloud"))
+PROGRAM = str(Path(sys.executable).parent / "dcp-cloud")
 
 
-def dcp_cloud(*arguments: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run ``dcp-cloud`` with ``arguments``; it must end with the exit code ``expect``."""
-    variables = {**os.environ, "COLUMNS": "200", "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(
-        [PROGRAM, *arguments], capture_output=True, text=True, check=False, env=variables, timeout=240
+def environment(**variables: str) -> dict[str, str]:
+    """This process's variables, a wide terminal without colours, no warning of torch's that there is one rank
+    only, and ``variables``."""
+    quiet = "ignore:torch.distributed is disabled:UserWarning"
+    return {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "PYTHONWARNINGS": quiet, **variables}
+
+
+def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run it, with more variables."""
+    return subprocess.run(
+        [PROGRAM, *arguments], capture_output=True, text=True, check=False, env=environment(**variables)
     )
-    assert done.returncode == expect, (done.returncode, done.stdout, done.stderr)
-    return done
+
+
+def command(*arguments: str, code: int = 0) -> str:
+    """What it prints, where it must exit with ``code``."""
+    done = run(*arguments)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+def as_json(*arguments: str, code: int = 0) -> Any:
+    """The one document that it prints with ``--json``."""
+    return json.loads(command(*arguments, "--json", code=code))

@@ -144,6 +144,8 @@ _CAUSES: ExceptionVerdicts = (
         ),
         _NOT_A_URL,
     ),
+    # the SDK makes an HttpResponseError of some, as of what it refuses itself
+    (requests.exceptions.ChunkedEncodingError, verdicts.ENDED_EARLY),
 )
 _NO_SUCH_HOST = Verdict(ConfigurationError, "no such host: correct the name of the storage account")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import botocore.handlers
+from botocore.exceptions import IncompleteReadError
 from botocore.parsers import ResponseParserError
 
 from dcp_core.transport.pools import tuned_pool_classes
@@ -34,10 +35,11 @@ def limit_stalled_sends(client: Any, stall_timeout: float) -> None:
 
 
 def refuse_other_documents(client: Any) -> None:
-    """Have ``client`` refuse a success that is no XML at all, such as a web page.
+    """Have ``client`` refuse a success that is no XML at all, such as a web page, or not all there.
 
-    botocore takes it for a document that was cut short, an error of the server that may pass. That handler
-    has had its name since 1.34; where it is missing, it goes first.
+    botocore takes the one for a document that was cut short, an error of the server that may pass, and what
+    was cut before its first byte for an empty one: an empty listing. That handler has had its name since
+    1.34; where it is missing, it goes first.
     """
     theirs = getattr(botocore.handlers, "_handle_200_error", None)
     event = "before-parse.s3.*"
@@ -48,11 +50,22 @@ def refuse_other_documents(client: Any) -> None:
         client.meta.events.register(event, theirs)
 
 
-def _refuse_other_documents(response_dict: dict[str, Any], **event: Any) -> None:
+def _refuse_other_documents(response_dict: dict[str, Any], operation_model: Any, **event: Any) -> None:
     del event
     body = response_dict["body"]
-    if response_dict["status_code"] >= 300 or not isinstance(body, bytes) or not body:
+    if response_dict["status_code"] >= 300 or not isinstance(body, bytes):
+        return
+    if not body:
+        if operation_model.http.get("method") != "HEAD":
+            _require_empty(response_dict["headers"])
         return
     start = body.lstrip()[:14].lower()
     if not start.startswith(b"<") or start.startswith((b"<!doctype html", b"<html")):
         raise ResponseParserError("a document that is not S3's")
+
+
+def _require_empty(headers: Any) -> None:
+    """Raise if more than nothing was to come: botocore leaves the length of documents unchecked."""
+    length = headers.get("content-length", "")
+    if length.isdecimal() and int(length):
+        raise IncompleteReadError(actual_bytes=0, expected_bytes=int(length))

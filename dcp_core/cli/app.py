@@ -41,7 +41,9 @@ def run(arguments: Sequence[str]) -> int:
         return _fail("dcp-cloud", f"the command needs {error.name}: pip install 'dcp-cloud[cli]'")
     name = " ".join(("dcp-cloud", *(one for one in arguments[:1] if one in _COMMANDS)))
     try:
-        return int(application(list(arguments), prog_name="dcp-cloud", standalone_mode=False) or 0)
+        code = int(application(list(arguments), prog_name="dcp-cloud", standalone_mode=False) or 0)
+        # typer makes an exit code of Ctrl-C, and says nothing
+        return _fail(name, "interrupted", INTERRUPTED) if code == INTERRUPTED else code
     except usage_error as error:
         return _explain(name, error)
     except BrokenPipeError:

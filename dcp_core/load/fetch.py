@@ -12,7 +12,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch.distributed.checkpoint.metadata import Metadata
@@ -48,12 +49,17 @@ _PROBE_SIZE = 8192
 
 
 class RankReader:
-    """Loads what one rank was planned to read."""
+    """Loads what one rank was planned to read; ``seen`` are versions of objects by name."""
 
     def __init__(
-        self, store: ReadableStore, location: Location, options: LoadOptions, transfer: Transfer
+        self,
+        store: ReadableStore,
+        location: Location,
+        options: LoadOptions,
+        transfer: Transfer,
+        seen: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        self._objects = PinnedObjects(store, location)
+        self._objects = PinnedObjects(store, location, seen)
         self._options = options
         self._transfer = transfer
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import islice
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from torch.distributed.checkpoint.metadata import Metadata
 
@@ -18,9 +20,26 @@ from dcp_core.seam.location import Location
 from dcp_core.seam.store import ObjectStore, ReadableStore
 from dcp_core.transfer import Transfer
 
-__all__ = ["UnreadableMetadata", "describe_absence", "read_record"]
+__all__ = ["Record", "UnreadableMetadata", "describe_absence", "read_record"]
 
 _LISTED = 1000
+#: One of which a model folder of HuggingFace has.
+_HUGGINGFACE = ("model.safetensors.index.json", "model.safetensors")
+_ADVICE = "a HuggingFace checkpoint is: load it with dcp_core.huggingface.HuggingFaceStorageReader"
+
+
+class Record(NamedTuple):
+    """What a checkpoint says of itself.
+
+    Attributes:
+        metadata: where everything is.
+        version: of the commit record; ``None`` where there is none.
+        versions: of objects that were seen already, by name; a load reads these and no others.
+    """
+
+    metadata: Metadata
+    version: str | None
+    versions: Mapping[str, str] = MappingProxyType({})
 
 
 class UnreadableMetadata(Metadata):
@@ -68,22 +87,37 @@ def describe_absence(store: ReadableStore, location: Location) -> str:
     """What lies at a URL without a commit record, for people."""
     prefix = location.key("")
     if not isinstance(store, ObjectStore):
+        if any(_is_there(store, location.key(name)) for name in _HUGGINGFACE):
+            return _ADVICE
         return "no commit record is there, and a store of this kind cannot list what else is"
     try:
         names = [info.key[len(prefix) :] for info in islice(store.list(prefix), _LISTED)]
         uploads = list(islice(store.list_uploads(prefix), _LISTED))
     except CloudCheckpointError:
         return "no commit record is there, and what else is could not be listed"
-    records = sum(1 for name in names if "/" not in name and name.endswith(".metadata"))
-    data = sum(1 for name in names if "/" not in name and name.endswith(".distcp"))
+    return _described(names, len(uploads))
+
+
+def _described(names: list[str], uploads: int) -> str:
+    here = [name for name in names if "/" not in name]
+    records = sum(name.endswith(".metadata") for name in here)
+    data = sum(name.endswith(".distcp") for name in here)
     if records:
         return f"{records} ranks saved theirs without collectives, but not this one"
+    if any(name.endswith((".safetensors", _HUGGINGFACE[0])) for name in here):
+        return _ADVICE
     if data or uploads:
         return (
-            f"an unfinished save is, with {data} data objects and {len(uploads)} unfinished uploads; "
+            f"an unfinished save is, with {data} data objects and {uploads} unfinished uploads; "
             "it is still running, or failed"
         )
     below = sorted({name.split("/", 1)[0] for name in names if "/" in name})
-    if below:
-        return f"only other things below it, such as {below[0]!r}"
-    return "nothing is there"
+    return f"only other things below it, such as {below[0]!r}" if below else "nothing is there"
+
+
+def _is_there(store: ReadableStore, key: str) -> bool:
+    try:
+        store.head(key)
+    except CloudCheckpointError:
+        return False
+    return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from dcp_core.errors import CheckpointCorruptError, CheckpointError, CheckpointReplacedError
@@ -15,13 +15,13 @@ __all__ = ["PinnedObjects"]
 
 
 class PinnedObjects:
-    """Opens ranges of the objects below ``location``. Thread-safe."""
+    """Opens ranges of the objects below ``location``; ``seen`` are versions by name. Thread-safe."""
 
-    def __init__(self, store: ReadableStore, location: Location) -> None:
+    def __init__(self, store: ReadableStore, location: Location, seen: Mapping[str, str]) -> None:
         self.bucket = store.bucket
         self.key = location.key
         self._store = store
-        self._versions: dict[str, str] = {}
+        self._versions = dict(seen)
         self._lock = threading.Lock()
 
     @contextmanager

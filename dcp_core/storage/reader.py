@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -35,7 +36,7 @@ from dcp_core.errors import (
 )
 from dcp_core.format.layout import metadata_name
 from dcp_core.load.fetch import RankReader
-from dcp_core.load.metadata import UnreadableMetadata, read_record
+from dcp_core.load.metadata import Record, UnreadableMetadata, read_record
 from dcp_core.runtime.gc_pause import FrozenHeap
 from dcp_core.runtime.torch_private import PASSES_RANK, group_rank
 from dcp_core.seam.backend import Backend
@@ -55,6 +56,7 @@ class _Load:
 
     Attributes:
         metadata, version: the commit record; the version is ``None`` for one that was not read here.
+        versions: of objects that were seen with it, by name.
         failure: why there is none.
         rank: of this process.
         alone: whether each rank saved for itself.
@@ -66,6 +68,7 @@ class _Load:
     load_id: str = field(default_factory=lambda: str(uuid.uuid4()))
     metadata: Metadata | None = None
     version: str | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
     failure: CloudCheckpointError | None = None
     rank: int = 0
     alone: bool = False
@@ -75,13 +78,14 @@ class _Load:
         forget_failures()
         self.transfer = Transfer(self.checkpoint.options, None)
 
-    def read_record(self, rank: int | None) -> Metadata:
+    def read_record(self, reader: CloudStorageReader, rank: int | None) -> Metadata:
         """Read the commit record, or that of a rank which saved for itself."""
         if rank is not None and not isinstance(self.failure, (CheckpointNotFoundError, type(None))):
             raise self.failure
         self.transfer.rank = rank
         with self.transfer.watched(), self.checkpoint.use() as store:
-            metadata, self.version = read_record(store, self.checkpoint.location, self.transfer, rank)
+            found = reader.find_record(store, self.checkpoint, self.transfer, rank)
+        metadata, self.version, self.versions = found
         self.failure = None
         if metadata.storage_meta is None:
             metadata.storage_meta = StorageMeta()
@@ -94,7 +98,7 @@ class _Load:
         assert self.metadata is not None
         location, options = self.checkpoint.location, self.checkpoint.options
         with self.checkpoint.use() as store:
-            reader = RankReader(store, location, options, self.transfer)
+            reader = RankReader(store, location, options, self.transfer, self.versions)
             try:
                 with self.transfer.watched(Peers.of(plan, self.rank)):
                     reader.read(plan, planner, self.metadata)
@@ -195,7 +199,7 @@ class CloudStorageReader(StorageReader):
             load = _Load(self.checkpoint)
             self._begin(load)
         try:
-            return load.read_record(rank)
+            return load.read_record(self, rank)
         except CloudCheckpointError as error:
             if rank is None:
                 load.failure = error
@@ -203,6 +207,16 @@ class CloudStorageReader(StorageReader):
                     error.at_rank(group_rank(kwargs))
                 raise
             return UnreadableMetadata((load.failure or error).at_rank(rank))
+
+    def find_record(
+        self,
+        store: ReadableStore,
+        checkpoint: CheckpointStore[LoadOptions],
+        transfer: Transfer,
+        rank: int | None,
+    ) -> Record:
+        """What a checkpoint says of itself. Classes for checkpoints of another format read it otherwise."""
+        return Record(*read_record(store, checkpoint.location, transfer, rank))
 
     # torch passes rank and use_collectives only to a parameter that is named kwargs
     def set_up_storage_reader(

@@ -71,7 +71,7 @@ def test_damage_is_found_by_the_store(
 ) -> None:
     """Whichever checksum is sent; and what was damaged is sent again."""
     proxy.add(fault)
-    save(f"{azure_bucket.url}/run", large(1), transactional_checksum=checksum)
+    save(f"{azure_bucket.url}/run", large(1), upload_checksum=checksum)
     assert fault.hits > fault.skip
     proxy.clear()
     load(f"{azure_bucket.url}/run", large(1))
@@ -79,7 +79,7 @@ def test_damage_is_found_by_the_store(
 
 def test_damage_without_a_checksum_is_found_by_the_load(azure_bucket: AzureBucket, proxy: FaultProxy) -> None:
     proxy.add(Fault("flip_request", query=BLOCK, skip=1, after=MIB // 3))
-    save(f"{azure_bucket.url}/run", large(1), transactional_checksum=None)
+    save(f"{azure_bucket.url}/run", large(1), upload_checksum=None)
     with pytest.raises(CheckpointException) as caught:
         load(f"{azure_bucket.url}/run", large(1))
     assert isinstance(failure(caught), CheckpointCorruptError)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import datetime
-import json
-import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -18,11 +16,9 @@ import pytest
 import scenarios
 import torch
 import torch.distributed.checkpoint as dcp
-import trustme
-from azure.core.credentials import AccessToken
 from azure.storage.blob import generate_container_sas
 from azure.storage.extensions.checksums import crc64
-from azure_bucket import AzureBucket
+from azure_bucket import AzureBucket, SecureAzurite, Token
 from conftest import proxied
 from dcp_azure_servers import Azurite
 from dcp_fault_proxy import FaultProxy
@@ -319,45 +315,6 @@ def test_anonymous(azure_bucket: AzureBucket) -> None:
     with pytest.raises(BaseException, match=r".") as caught:
         save(f"{azure_bucket.url}/run", anonymous=True)
     assert isinstance(caught.value.failures[0][0], PermissionDeniedError)  # type: ignore[attr-defined]
-
-
-class SecureAzurite(Azurite):
-    """Over TLS, and with the tokens that azure-identity gets."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__()
-        self.certificate, key, chain = (folder / name for name in ("authority.pem", "key.pem", "chain.pem"))
-        authority = trustme.CA()
-        authority.cert_pem.write_to_path(self.certificate)
-        issued = authority.issue_cert("127.0.0.1")
-        issued.private_key_pem.write_to_path(key)
-        issued.cert_chain_pems[0].write_to_path(chain)
-        self.flags = [f"--cert={chain}", f"--key={key}", "--oauth=basic"]
-
-    @property
-    def endpoint(self) -> str:
-        return f"https://127.0.0.1:{self.port}"
-
-    def client(self):  # type: ignore[no-untyped-def]
-        from azure.storage.blob import BlobServiceClient
-
-        return BlobServiceClient.from_connection_string(
-            self.connection_string(self.endpoint), retry_total=0, connection_verify=str(self.certificate)
-        )
-
-
-class Token:
-    """A credential as azure-identity has them; the emulator checks all of its token but the signature."""
-
-    def __init__(self, audience: str = "https://storage.azure.com") -> None:
-        self.audience = audience
-
-    def get_token(self, *scopes: str, **options: Any) -> AccessToken:
-        now = int(time.time())
-        claims = {"aud": self.audience, "iss": "https://sts.windows.net/x/", "nbf": now - 60, "iat": now - 60}
-        parts = [{"typ": "JWT", "alg": "RS256"}, {**claims, "exp": now + 3600}, "signature"]
-        encoded = [base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=") for part in parts]
-        return AccessToken(".".join(encoded), now + 3600)
 
 
 def test_tokens_and_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

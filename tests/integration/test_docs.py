@@ -5,6 +5,7 @@ Those of the page about backends are run by ``tests/packaging/test_plugin.py``, 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -16,6 +17,12 @@ from pathlib import Path
 
 import pytest
 from conftest import Bucket
+
+from dcp_azure import AzureOptions
+from dcp_core import LoadOptions, SaveOptions
+from dcp_gcs import GCSOptions
+from dcp_http import HTTPOptions
+from dcp_s3 import S3Options
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -34,6 +41,16 @@ PAGES = [
 SHOWN = ["README.md", "docs/index.md"]
 ELSEWHERE = ["docs/writing-a-backend.md"]
 SERVERS = {"gs://": "gcs", "az://": "azure"}
+OPTIONS = {
+    field.name
+    for kind in (SaveOptions, LoadOptions, S3Options, GCSOptions, AzureOptions, HTTPOptions)
+    for field in dataclasses.fields(kind)
+}
+#: What else is written ``name=`` in the text of pages: keywords of torch, of dataclasses, of gcloud, of runs.
+KEYWORDS = {
+    *("no_dist", "use_collectives", "checkpoint_id", "repr", "expression", "title"),
+    *("count", "mode", "fall_back", "fsspec"),
+}
 #: Runs each block of a page with names of its own, and says of a failure on which line of the page it is.
 RUNNER = """
 import json, sys
@@ -112,3 +129,16 @@ def test_readme(seaweedfs_bucket: Bucket) -> None:
         saved = [key for key in seaweedfs_bucket.keys() if key.endswith("/.metadata")]
         assert saved == ["run/step-1000/.metadata"]
         seaweedfs_bucket.delete(saved[0])
+
+
+def test_options_that_a_page_names_are_there() -> None:
+    fences = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
+    for path in [*ROOT.glob("*.md"), *DOCS.rglob("*.md")]:
+        for code in re.findall(r"`([^`\n]+)`", fences.sub("", path.read_text())):
+            named = set(re.findall(r"\b([a-z_]+)=(?!=)", code))
+            assert named <= OPTIONS | KEYWORDS, f"{path.relative_to(ROOT)}: {code}"
+
+
+def test_the_readme_has_every_option() -> None:
+    cells = re.findall(r"^\| (`[^|]+) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert {name for cell in cells for name in re.findall(r"`(\w+)`", cell)} == OPTIONS

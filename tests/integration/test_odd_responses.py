@@ -1,7 +1,7 @@
 """Responses that lack what each cloud's API promises: one error of ours, which says which request got them.
 
-The usual cause is another endpoint than the store's, such as a console's port or a login page, or a proxy that
-strips headers. A real server stands behind the proxy that makes these.
+The usual cause is another endpoint than the store's, such as a console's port or a login page, or a proxy
+that strips headers. A real server stands behind the proxy that makes these.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -14,7 +13,7 @@ import pytest
 import scenarios
 import torch
 import torch.distributed.checkpoint as dcp
-from command import dcp_cloud
+from command import as_json, command
 from conftest import Bucket
 from dcp_fault_proxy import Fault, FaultProxy
 from ranks import Ranks
@@ -292,18 +291,17 @@ def test_a_step_is_a_whole_number(seaweedfs_bucket: Bucket, step: Any) -> None:
 
 def test_the_command_lists_steps(seaweedfs_bucket: Bucket) -> None:
     url = f"{seaweedfs_bucket.url}/run"
-    nothing = dcp_cloud("ls", url, expect=1)
-    assert "no steps at" in nothing.stdout
+    assert "no steps at" in command("ls", url, code=1)
     with running(url) as run:
         run.save(1, state(1), metrics={"loss": 0.5}, facts={"who": "me"})
         run.save(20, state(20))
     seaweedfs_bucket.write("run/step-30/__0_0.0123456789abcdef.distcp", b"unfinished")
-    rows = json.loads(dcp_cloud("ls", url, "--json", "--size").stdout)
+    rows = as_json("ls", url, "--size")
     assert [(row["step"], row["committed"]) for row in rows] == [(1, True), (20, True), (30, False)]
     assert rows[0]["metrics"] == {"loss": 0.5}
     assert rows[0]["facts"]["own"] == {"who": "me"}
     assert rows[2]["size"] == len(b"unfinished")
-    table = dcp_cloud("ls", url).stdout.splitlines()
+    table = command("ls", url).splitlines()
     assert "step-1 " in table[1]
     assert "loss=0.5" in table[1]
     assert "unfinished" in table[3]

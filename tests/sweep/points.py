@@ -14,8 +14,8 @@ from sweep.requests import Request
 __all__ = [
     "Broken",
     "Death",
-    "Scenario",
     "SCENARIOS",
+    "Scenario",
     "broken_points",
     "combined_points",
     "death_points",

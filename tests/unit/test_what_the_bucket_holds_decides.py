@@ -28,6 +28,7 @@ from unreliable_store import (
     lost,
     page,
     refused,
+    reliable,
     times,
     unanswered,
 )
@@ -121,10 +122,6 @@ def and_then(work: Callable[[], Any], fault: Fault) -> Fault:
         return fault(request)
 
     return both
-
-
-def reliable(request: Request) -> Any:
-    return request.deliver()
 
 
 def another_save(store: UnreliableStore, seed: float, **options: Any) -> Callable[[], Any]:
