@@ -73,7 +73,7 @@ class RankReader:
         """
         with self._objects.named():
             require_covered(plan, planner, metadata)
-            items = self.items(plan, Catalog(metadata))
+            items = self.items(plan, Catalog(metadata, self._options.extension_registry))
             targets = OpenTargets(planner)
             for part in _in_rounds(items, targets) if looks_up(planner) else [items]:
                 self._receive(self.requests(part, targets), items, targets)

@@ -23,6 +23,8 @@ name                                       since    without it
 ``collectives.AsyncCollectiveTensor``               refused as those of an unknown subclass
 ``torch.accelerator.current_accelerator``  2.6      (2.6 raises where there is no accelerator)
 ``torch.Stream.__enter__``                 2.7      the stream is made current, then the one before
+``c.staging.DefaultStager``                2.9      the older, public stager copies states for
+                                                    ``async_save``
 ``WriteItem.bytes_io_data``                2.8      non-tensor items are planned with 0 bytes
 errors gathered with plain tracebacks      2.12     Python is told how to pickle a ``FrameSummary``,
                                                     where it could not
@@ -55,7 +57,7 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint import filesystem, metadata, state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint import filesystem, metadata, staging, state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.planner import WriteItem
 
 from dcp_core.errors import UnsupportedError
@@ -84,7 +86,9 @@ __all__ = [
     "is_fake",
     "on_stream",
     "planned_object_bytes",
+    "staged_copy",
     "subclasses_off",
+    "transforming",
     "undo_transforms",
     "waited_for",
     "without_modes",
@@ -208,11 +212,43 @@ class _Aligned:
         self._writer.write_record(name, data, size)
 
 
-def undo_transforms(stream: IO[bytes], descriptors: Sequence[str]) -> IO[bytes]:
-    """``stream`` as it was before its writer's stream transforms, which ``descriptors`` name.
+def staged_copy(state: dict[str, Any]) -> dict[str, Any]:
+    """What ``async_save`` saves where no stager is given: a copy of ``state`` in CPU memory of its own."""
+    kind = getattr(staging, "DefaultStager", None)
+    if kind is None:
+        return staging.BlockingAsyncStager().stage(state)
+    # without any of its options: a copy is complete on return, and no later one uses its memory
+    stager = kind(staging.StagingOptions(False, False, False, False))
+    try:
+        copied: dict[str, Any] = stager.stage(state)
+        return copied
+    finally:
+        stager.close()
+
+
+def transforming(sink: IO[bytes], extensions: Sequence[Any]) -> tuple[IO[bytes], list[str]]:
+    """A stream that writes to ``sink`` through stream transforms, and how a record names those.
 
     Raises:
-        UnsupportedError: there are some, and this torch has no stream transforms.
+        UnsupportedError: this torch has no stream transforms, so that nothing of its could read them.
+    """
+    if _extension is None:
+        raise _lacks("torch.distributed.checkpoint._extension", "stream transforms cannot be recorded")
+    for extension in extensions:
+        sink = extension.transform_to(sink)
+    # The first one's output is what is stored, so a reader undoes it first. torch's own writer names them the
+    # other way around, and its reader cannot load what went through two.
+    return sink, [str(extension.get_descriptor()) for extension in extensions]
+
+
+def undo_transforms(stream: IO[bytes], descriptors: Sequence[str], registry: Any = None) -> IO[bytes]:
+    """``stream`` as it was before its writer's stream transforms, which ``descriptors`` name.
+
+    Args:
+        registry: an ``ExtensionRegistry``; torch's own extensions by default.
+
+    Raises:
+        UnsupportedError: there are some, and this torch has no stream transforms, or none of such a name.
     """
     if not descriptors:
         return stream
@@ -221,7 +257,15 @@ def undo_transforms(stream: IO[bytes], descriptors: Sequence[str]) -> IO[bytes]:
             "torch.distributed.checkpoint._extension",
             f"what was saved through {', '.join(descriptors)} cannot be read",
         )
-    for extension in _extension.ExtensionRegistry().from_descriptor_list(descriptors):
+    try:
+        extensions = (registry or _extension.ExtensionRegistry()).from_descriptor_list(descriptors)
+    # of the registry, and of the extensions themselves
+    except ValueError as error:
+        raise UnsupportedError(
+            f"what was saved through {', '.join(descriptors)} cannot be read ({error}): register the "
+            "extension with an ExtensionRegistry, and give that to the reader as extension_registry="
+        ) from error
+    for extension in extensions:
         if isinstance(extension, _extension.StreamTransformExtension):
             stream = extension.transform_from(stream)
     return stream
