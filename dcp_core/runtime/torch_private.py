@@ -92,6 +92,7 @@ __all__ = [
     "undo_transforms",
     "waited_for",
     "without_modes",
+    "write_archive",
     "wrap_storage_setup",
     "write_zip",
 ]
@@ -197,6 +198,40 @@ def _alignment(wanted: int | None) -> tuple[int, ...]:
         name = "torch.serialization._get_storage_alignment"
         raise _lacks(name, f"frames aligned to {wanted} cannot be made")
     return ()
+
+
+def write_archive(
+    value: Any, sink: _Sink, contents: Callable[[torch.UntypedStorage], torch.UntypedStorage]
+) -> None:
+    """Write what ``torch.save`` writes for ``value``, the elements of each storage being those of
+    ``contents(storage)``, which is asked for when they are due and let go of afterwards.
+
+    Raises:
+        UnsupportedError: this torch writes in another way.
+    """
+    save = getattr(torch.serialization, "_save", None)
+    writer_type = getattr(torch._C, "PyTorchFileWriter", None)
+    if save is None or writer_type is None:
+        raise _lacks("torch.serialization._save", "files cannot be written a tensor at a time")
+    options = getattr(torch.serialization, "get_crc32_options", None)
+    writer = writer_type(sink, True if options is None else options(), *_alignment(None))
+    save(value, _Late(writer, contents), pickle, torch.serialization.DEFAULT_PROTOCOL, False)
+    writer.write_end_of_file()
+
+
+class _Late:
+    """A zip writer that gets the elements of storages when it is about to write them."""
+
+    def __init__(self, writer: Any, contents: Callable[[torch.UntypedStorage], torch.UntypedStorage]) -> None:
+        self._writer = writer
+        self._contents = contents
+
+    def write_record(self, name: str, data: Any, size: int) -> None:
+        if isinstance(data, torch.UntypedStorage):
+            data = self._contents(data)
+            if data.nbytes() < size:
+                raise differs("torch.save", f"writes {size} bytes of a storage of {data.nbytes()}")
+        self._writer.write_record(name, data, size)
 
 
 class _Aligned:
