@@ -43,7 +43,7 @@ from dcp_core.seam.location import Location
 from dcp_core.seam.store import CommonPrefix, ObjectStore, ReadableStore
 from dcp_core.transfer import Transfer
 
-__all__ = ["metadata_of", "read_headers"]
+__all__ = ["list_names", "metadata_of", "read_headers"]
 
 #: Bytes of a file that are read at first; most headers are shorter.
 _HEAD = 64 * KIB
@@ -76,6 +76,14 @@ def read_headers(store: ReadableStore, location: Location, transfer: Transfer, c
     return Record(metadata_of(headers, weight_map), None, versions)
 
 
+def list_names(store: ReadableStore, location: Location) -> set[str]:
+    """Names of the objects at a URL, without those in folders below."""
+    assert isinstance(store, ObjectStore)
+    prefix = location.key("")
+    found = store.list_rolled(prefix, "/")
+    return {entry.key[len(prefix) :] for entry in found if not isinstance(entry, CommonPrefix)}
+
+
 @dataclass(frozen=True)
 class _Folder:
     store: ReadableStore
@@ -99,7 +107,7 @@ class _Folder:
         if not isinstance(self.store, ObjectStore):
             return [SINGLE]
         try:
-            found = self.transfer.attempt(self._names)
+            found = self.transfer.attempt(lambda: list_names(self.store, self.location))
         except PermissionDeniedError:
             return [SINGLE]
         names = sorted(filter(is_file_name, found))
@@ -115,12 +123,6 @@ class _Folder:
         except CloudCheckpointError as error:
             raise self._about(INDEX, error)  # noqa: B904  # as above
         return names
-
-    def _names(self) -> set[str]:
-        assert isinstance(self.store, ObjectStore)
-        prefix = self.location.key("")
-        found = self.store.list_rolled(prefix, "/")
-        return {entry.key[len(prefix) :] for entry in found if not isinstance(entry, CommonPrefix)}
 
     def read_header(self, name: str) -> tuple[Header, str]:
         """The header of a file, and the version of the file that has it."""

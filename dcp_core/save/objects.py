@@ -68,20 +68,20 @@ def _there_after_all(
 
 @dataclass
 class Multipart:
-    """One multipart upload of the object ``key``."""
+    """One multipart upload of the object ``key``: ``upload``, where another rank has started it already."""
 
     store: ObjectStore
     transfer: Transfer
     key: str
+    upload: Upload | None = None
     #: Whether there may be uploads whose ids were lost with the responses.
     _strays: bool = field(default=False, init=False)
     #: Whether parts were sent of which the store said nothing.
     _unanswered: bool = field(default=False, init=False)
-    _upload: Upload | None = field(default=None, init=False)
     _gone: int = field(default=0, init=False)
 
     def start(self) -> None:
-        self._upload = self.transfer.attempt(self._start)
+        self.upload = self.transfer.attempt(self._start)
 
     def _start(self) -> Upload:
         try:
@@ -102,8 +102,8 @@ class Multipart:
 
     @property
     def _started(self) -> Upload:
-        assert self._upload is not None
-        return self._upload
+        assert self.upload is not None
+        return self.upload
 
     def finish(self, parts: Sequence[Part]) -> ObjectInfo:
         """Make the object of its parts; ``size`` of the result is the store's word.
@@ -140,8 +140,8 @@ class Multipart:
     def abort(self, reason: BaseException) -> None:
         """Drop what was uploaded; ``reason`` is about to be raised."""
         try:
-            if self._upload is not None:
-                self._abort(self._upload)
+            if self.upload is not None:
+                self._abort(self.upload)
             self._abort_strays()
         except CloudCheckpointError as error:
             logger.warning("the upload of %s stays behind until `dcp-cloud gc`: %s", self.key, error)
@@ -169,5 +169,5 @@ class Multipart:
 
     def _find_and_abort(self) -> None:
         for info in list(self.store.list_uploads(self.key)):
-            if info.upload.key == self.key and info.upload != self._upload:
+            if info.upload.key == self.key and info.upload != self.upload:
                 self.store.abort_upload(info.upload)

@@ -10,7 +10,7 @@ torch calls, on every rank unless noted::
     finish                  coordinator, only if every rank succeeded: commit
 
 Other saves may be under way through the same writer on other threads. What a save is about (URL, id, token,
-the record it found) is therefore in a :class:`_Save`, not on the writer, which keeps one for each thread: see
+the record it found) is therefore in a :class:`Save`, not on the writer, which keeps one for each thread: see
 :mod:`dcp_core.storage.per_thread`.
 """
 
@@ -42,9 +42,10 @@ from dcp_core.seam.registry import known_schemes
 from dcp_core.seam.store import ObjectInfo, ObjectStore
 from dcp_core.storage.checkpoint_store import CheckpointStore
 from dcp_core.storage.per_thread import Current, UnderWay
+from dcp_core.storage.stager import Stages
 from dcp_core.transfer import Peers, Transfer, forget_failures, with_channel
 
-__all__ = ["CloudStorageWriter"]
+__all__ = ["CloudStorageWriter", "Save", "naming_rank"]
 
 
 @dataclass(eq=False)
@@ -60,7 +61,7 @@ class _Announced:
 
 
 @dataclass(eq=False)
-class _Save:
+class Save:
     """One save under way on one rank.
 
     Attributes:
@@ -71,6 +72,7 @@ class _Save:
         transfer: limits and the deadline.
         previous: the commit record that was there when it started.
         settled: what the garbage collector passes over meanwhile.
+        format: what a writer of another format keeps of it.
     """
 
     announced: _Announced
@@ -80,6 +82,7 @@ class _Save:
     transfer: Transfer
     previous: ObjectInfo | None = None
     settled: FrozenHeap | None = None
+    format: Any = None
 
     @property
     def checkpoint(self) -> CheckpointStore[SaveOptions]:
@@ -97,7 +100,7 @@ class _Save:
             self.settled.end()
 
 
-class CloudStorageWriter(StorageWriter):
+class CloudStorageWriter(Stages, StorageWriter):
     """Saves DCP checkpoints to the bucket of any registered URL scheme.
 
     A checkpoint is visible only once it is whole: data objects get names that no earlier save used, and
@@ -107,6 +110,8 @@ class CloudStorageWriter(StorageWriter):
     The writer may be pickled, and reused: for one save after another, and for several at a time on as many
     threads, as with ``async_save`` before the save before is done. Each is a save of its own. A thread that
     resets the writer goes on with that checkpoint; others with the one that it was reset to last.
+
+    It is a stager too: ``async_save`` may be given it as ``async_stager``, and takes it as that by itself.
 
     Args:
         url: ``scheme://bucket/prefix``.
@@ -126,7 +131,7 @@ class CloudStorageWriter(StorageWriter):
         self.facts: Mapping[str, Any] | None = None
         self._current = Current(_writable(CheckpointStore(url, SaveOptions, options, self.backend)))
         self._next: UnderWay[_Announced] = UnderWay()
-        self._saves: UnderWay[_Save] = UnderWay()
+        self._saves: UnderWay[Save] = UnderWay()
 
     @property
     def checkpoint(self) -> CheckpointStore[SaveOptions]:
@@ -170,13 +175,17 @@ class CloudStorageWriter(StorageWriter):
         rank = group_rank(kwargs)
         alone = kwargs.get("use_collectives") is False
         forget_failures()
-        save = _Save(announced, rank, alone, new_token(), Transfer(announced.checkpoint.options, rank))
-        with _naming_rank(rank), save.transfer.watched(), save.checkpoint.use_writable() as store:
+        save = Save(announced, rank, alone, new_token(), Transfer(announced.checkpoint.options, rank))
+        with naming_rank(rank), save.transfer.watched(), save.checkpoint.use_writable() as store:
             if is_coordinator or alone:
-                save.previous = save.commit(store).prepare()
+                self.look_before(save, store)
         # from here on torch plans
         save.settled = FrozenHeap()
         self._saves.begin(save)
+
+    def look_before(self, save: Save, store: ObjectStore) -> None:
+        """Look at what is there before anything is written; writers of another format do it otherwise."""
+        save.previous = save.commit(store).prepare()
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         """The plan as it is. Names do not travel in it: with plan caching torch hands out old plans."""
@@ -193,21 +202,29 @@ class CloudStorageWriter(StorageWriter):
             CloudCheckpointError: an upload failed for good, and was aborted; the save is over.
             PeerFailedError: another rank failed, and this one stopped because of it.
         """
-        save = self._under_way()
-        checkpoint = save.checkpoint
+        save = self.under_way()
         try:
-            with _naming_rank(save.rank), checkpoint.use_writable() as store:
-                writer = RankWriter(
-                    store, checkpoint.options, save.transfer, save.name_of, checkpoint.location.key
-                )
-                with save.settled or nullcontext(), save.transfer.watched(Peers.of(plan, save.rank)):
-                    results = writer.write(plan, planner)
+            with (
+                naming_rank(save.rank),
+                save.checkpoint.use_writable() as store,
+                save.settled or nullcontext(),
+            ):
+                results = self.write_items(save, store, plan, planner)
         except BaseException:
             self._leave()
             raise
         future: Future[list[WriteResult]] = Future()
-        future.set_result(RankResults(checkpoint.location.url, results))
+        future.set_result(results)
         return future
+
+    def write_items(
+        self, save: Save, store: ObjectStore, plan: SavePlan, planner: SavePlanner
+    ) -> list[WriteResult]:
+        """Upload the items of this rank; writers of another format do it otherwise."""
+        location, options = save.checkpoint.location, save.checkpoint.options
+        writer = RankWriter(store, options, save.transfer, save.name_of, location.key)
+        with save.transfer.watched(Peers.of(plan, save.rank)):
+            return RankResults(location.url, writer.write(plan, planner))
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """Commit. ``metadata`` is completed, as stock writers do.
@@ -217,14 +234,25 @@ class CloudStorageWriter(StorageWriter):
             ConflictError: another save committed at this URL meanwhile.
             CommitUncertainError: the store did not say whether the commit was done.
         """
-        save = self._under_way()
+        save = self.under_way()
         try:
-            with _naming_rank(save.rank), save.transfer.watched(), save.checkpoint.use_writable() as store:
-                save.commit(store, self.facts).publish(metadata, results, save.announced.meta, save.previous)
+            with naming_rank(save.rank), save.transfer.watched(), save.checkpoint.use_writable() as store:
+                self.publish(save, store, metadata, results)
         finally:
             self._saves.end(save)
 
-    def _under_way(self) -> _Save:
+    def publish(
+        self, save: Save, store: ObjectStore, metadata: Metadata, results: list[list[WriteResult]]
+    ) -> None:
+        """Make what was written visible; writers of another format do it otherwise."""
+        save.commit(store, self.facts).publish(metadata, results, save.announced.meta, save.previous)
+
+    def under_way(self) -> Save:
+        """The save that this thread has under way.
+
+        Raises:
+            ConfigurationError: there is none.
+        """
         save = self._saves.get()
         if save is None:
             raise ConfigurationError(
@@ -264,7 +292,7 @@ def _writable(checkpoint: CheckpointStore[SaveOptions]) -> CheckpointStore[SaveO
 
 
 @contextmanager
-def _naming_rank(rank: int) -> Iterator[None]:
+def naming_rank(rank: int) -> Iterator[None]:
     """Put the rank into errors: they are raised on every rank, which must know whose they are."""
     try:
         yield
