@@ -27,6 +27,7 @@ _LIMIT = 180.0
 _MOMENT = 0.5
 #: Seconds between two looks at the ranks while no request is held yet.
 _LOOK = 0.1
+_EVER = 1_000_000
 #: Seeds have four digits.
 _FIRST, _SEEDS = 1000, 8000
 #: What the phases before the end ask for; the rank that is not refused may do it at any time.
@@ -131,10 +132,11 @@ class Sweep:
     def _save(self, scenario: Scenario, point: Broken) -> tuple[Verdict, bool]:
         seed, before = next(self._seeds), self._there
         faults: list[Fault] = [one.at_request(request) for one, request in point.breaks]
-        with self._faults(*faults, *_of(scenario)):
+        anyway = _of(scenario)
+        with self._faults(*faults, *anyway):
             world = self._begin(cases.save, self._judge.url, seed, dict(point.options))
             if scenario.overtaken and is_held(self._proxy, world):
-                before = self._overtake()
+                before = self._overtake(*anyway)
             outcomes = world.end(_LIMIT)
         case = Case(
             *(before, seed, outcomes),
@@ -143,12 +145,14 @@ class Sweep:
         )
         return self._judged(case, point.comes_later), case.succeeded
 
-    def _overtake(self) -> int:
-        """Another job's save, while a request of this one is held."""
+    def _overtake(self, hold: Fault) -> int:
+        """Another job's save, while a request of this one is held, and whatever repeats it."""
         seed = next(self._seeds)
         cases.save(self._judge.url, seed, PATIENCE)
         self._saved_by_ranks = False
-        self._proxy.release()
+        hold.times = 0
+        while self._proxy.wait_held(_LOOK):
+            self._proxy.release()
         return seed
 
     def _judged(self, case: Case, comes_later: bool) -> Verdict:
@@ -205,8 +209,8 @@ def is_held(proxy: FaultProxy, world: World) -> bool:
 def _of(scenario: Scenario) -> list[Fault]:
     """What happens in a scenario anyway."""
     if scenario.overtaken:
-        return [Fault("hold", operation="PutObject", path=r"distcp$")]
+        return [Fault("hold", operation="PutObject", path=r"distcp$", times=_EVER)]
     if scenario.refused:
-        denied = {"status": 403, "code": "AccessDenied", "times": 1_000_000}
+        denied = {"status": 403, "code": "AccessDenied", "times": _EVER}
         return [Fault("error", operation="CompleteMultipartUpload", **denied)]
     return []
