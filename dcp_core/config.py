@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, TypedDict, TypeVar
@@ -45,6 +45,18 @@ class Renamed(NamedTuple):
     values: Mapping[Any, Any] = MappingProxyType({})
 
 
+class Foreign(NamedTuple):
+    """A keyword of torch's own writer or reader that is no option here.
+
+    Attributes:
+        advice: what to do instead.
+        same: names of the values that ask for what is done anyway, and are accepted.
+    """
+
+    advice: str
+    same: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class TransferOptions:
     """What saving and loading share.
@@ -67,6 +79,11 @@ class TransferOptions:
     RENAMED: ClassVar[Mapping[str, Renamed]] = MappingProxyType(
         {"memory": Renamed("memory_limit"), "attempts": Renamed("max_attempts")}
     )
+
+    #: Names that torch's own writer and reader have for options.
+    STOCK_NAMES: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    #: Keywords of theirs that are no options here.
+    FOREIGN: ClassVar[Mapping[str, Foreign]] = MappingProxyType({})
 
     concurrency: int = 8
     memory_limit: int = 512 * MIB
@@ -101,15 +118,40 @@ class SaveOptions(TransferOptions):
         conditional_commit: commit with a conditional write, so that of two concurrent saves to one URL one
             wins and the other gets a ``ConflictError``. Switch off only for stores without conditional
             writes: the last writer then wins.
+        extensions: torch's ``StreamTransformExtension`` objects that items go through on their way, such as
+            a compression; ``_extensions`` is torch's name for them. Whole items are then made in memory.
     """
+
+    STOCK_NAMES: ClassVar[Mapping[str, str]] = MappingProxyType({"_extensions": "extensions"})
+    FOREIGN: ClassVar[Mapping[str, Foreign]] = MappingProxyType(
+        {
+            "thread_count": Foreign("concurrency= says how many requests are in flight"),
+            "per_thread_copy_ahead": Foreign("memory_limit= bounds what is copied from devices ahead"),
+            "single_file_per_rank": Foreign("a rank's items always share objects", ("True",)),
+            "sync_files": Foreign("what a store has confirmed is always durable", ("True",)),
+            "cache_staged_state_dict": Foreign(
+                "give async_save async_stager=BlockingAsyncStager(cache_staged_state_dict=True)", ("False",)
+            ),
+            "serialization_format": Foreign(
+                "safetensors files are written by dcp_core.huggingface.HuggingFaceStorageWriter",
+                ("TORCH_SAVE", "torch_save"),
+            ),
+        }
+    )
 
     part_size: int = 64 * MIB
     overwrite: bool = True
     conditional_commit: bool = True
+    extensions: Sequence[Any] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _require_positive(self, "part_size")
+        # torch takes None for none
+        object.__setattr__(self, "extensions", tuple(self.extensions or ()))
+        for one in self.extensions:
+            if not (callable(getattr(one, "transform_to", None)) and hasattr(one, "get_descriptor")):
+                raise ConfigurationError(f"extensions must be StreamTransformExtension objects, got {one!r}")
 
 
 class SaveKeywords(TransferKeywords, total=False):
@@ -118,6 +160,7 @@ class SaveKeywords(TransferKeywords, total=False):
     part_size: int
     overwrite: bool
     conditional_commit: bool
+    extensions: Sequence[Any]
 
 
 @dataclass(frozen=True)
@@ -132,7 +175,11 @@ class LoadOptions(TransferOptions):
         verify_checksums: check the recorded checksums of all whole blocks that are read.
         weights_only: refuse non-tensor items that need more than ``torch.load(weights_only=True)``.
             ``False`` lets whoever can write to the bucket run code in this process.
+        extension_registry: torch's ``ExtensionRegistry`` with the extensions that items were saved through;
+            ``_extension_registry`` is torch's name for it. ``None`` has those of torch.
     """
+
+    STOCK_NAMES: ClassVar[Mapping[str, str]] = MappingProxyType({"_extension_registry": "extension_registry"})
 
     RENAMED: ClassVar[Mapping[str, Renamed]] = MappingProxyType(
         {
@@ -147,12 +194,16 @@ class LoadOptions(TransferOptions):
     max_gap: int = 64 * KIB
     verify_checksums: bool = True
     weights_only: bool = True
+    extension_registry: Any = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _require_positive(self, "max_request_size")
         if self.max_gap < 0:
             raise ConfigurationError(f"max_gap must not be negative, got {self.max_gap!r}")
+        registry = self.extension_registry
+        if registry is not None and not hasattr(registry, "from_descriptor_list"):
+            raise ConfigurationError(f"extension_registry must be an ExtensionRegistry, got {registry!r}")
 
 
 class LoadKeywords(TransferKeywords, total=False):
@@ -162,6 +213,7 @@ class LoadKeywords(TransferKeywords, total=False):
     max_gap: int
     verify_checksums: bool
     weights_only: bool
+    extension_registry: Any
 
 
 @dataclass(frozen=True)
@@ -250,13 +302,37 @@ def _by_present_names(given: Mapping[str, Any], kinds: Iterable[type]) -> dict[s
     return found
 
 
+def _without_stock_keywords(given: Mapping[str, Any], kinds: Iterable[type]) -> dict[str, Any]:
+    """``given`` with options by their names here, and without keywords of torch's own writer that ask for
+    what is done anyway.
+
+    Raises:
+        ConfigurationError: one asks for something else.
+    """
+    found = dict(given)
+    for kind in kinds:
+        names: Mapping[str, str] = getattr(kind, "STOCK_NAMES", {})
+        for stock in found.keys() & names.keys():
+            if names[stock] in found:
+                raise ConfigurationError(f"{stock}= is torch's name of {names[stock]}=: give one of them")
+            found[names[stock]] = found.pop(stock)
+        foreign: Mapping[str, Foreign] = getattr(kind, "FOREIGN", {})
+        for stock in found.keys() & foreign.keys():
+            value = found.pop(stock)
+            if getattr(value, "name", str(value)) not in foreign[stock].same:
+                raise ConfigurationError(
+                    f"{stock}={value!r} is for files on a disk; here {foreign[stock].advice}"
+                )
+    return found
+
+
 def build_options(given: Mapping[str, Any], *kinds: type[_T]) -> tuple[_T, ...]:
     """Share out keyword options among option dataclasses by field name.
 
     Raises:
         ConfigurationError: a name that none of ``kinds`` has; the message lists those they do.
     """
-    given = _by_present_names(given, kinds)
+    given = _by_present_names(_without_stock_keywords(given, kinds), kinds)
     names = {kind: {field.name for field in fields(kind)} for kind in kinds}  # type: ignore[arg-type]
     known = set().union(*names.values())
     unknown = sorted(set(given) - known)

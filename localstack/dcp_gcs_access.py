@@ -63,7 +63,7 @@ class Access:
         self._policies: dict[str, dict[str, Any]] = {}
 
     def token_for(self, assertion: str) -> dict[str, Any]:
-        """The answer to a token request; raises ``ValueError`` if Google would answer ``invalid_grant``."""
+        """The response to a token request; raises ``ValueError`` where Google's is ``invalid_grant``."""
         email = str(jwt.decode(assertion, verify=False).get("iss"))
         if email not in self._accounts:
             raise ValueError("Invalid grant: account not found")

@@ -9,7 +9,7 @@ Added to the emulator, as Google's documentation describes it:
 - the XML API for objects, with its error codes: get, head, put and delete
   (https://docs.cloud.google.com/storage/docs/xml-api/reference-methods), ``x-goog-hash`` checked, storage
   class kept;
-- XML multipart uploads (``dcp_gcs_uploads.py``). The answer to their completion carries no generation: the
+- XML multipart uploads (``dcp_gcs_uploads.py``). The response to their completion carries no generation: the
   documentation does not promise one;
 - generation preconditions of every request about an object, XML's ``x-goog-if-generation-match`` and JSON's
   ``ifGenerationMatch`` (https://docs.cloud.google.com/storage/docs/request-preconditions);
@@ -27,168 +27,40 @@ storage, upload, download, batch, token or revoke.
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
-import ctypes
 import email.parser
 import json
 import secrets
-import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
+from urllib.parse import urlencode, urlsplit
 from xml.sax.saxutils import escape
 
 import aiohttp
 import google_crc32c
 from aiohttp import web
 from dcp_gcs_access import Access, Refused
-from dcp_gcs_uploads import StoredPart, UploadError, Uploads, chosen_parts, stored_bytes
-from yarl import URL
+from dcp_gcs_emulator import Emulator, Failed, Target, changed, encoded, no_key, start_emulator
+from dcp_gcs_responses import (
+    attributes_of,
+    document,
+    json_error,
+    json_response,
+    object_headers,
+    respond,
+    xml_error,
+)
+from dcp_gcs_uploads import StoredPart, UploadError, Uploads, chosen_parts
 
 _CHUNK = 1 << 18
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "te", "upgrade", "host"}
 _CONDITION = "x-goog-if-generation-match"
-#: Request header → attribute of the object it makes.
-_ATTRIBUTES = {
-    "Content-Type": "contentType",
-    "Content-Encoding": "contentEncoding",
-    "Cache-Control": "cacheControl",
-    "x-goog-storage-class": "storageClass",
-}
-
-
-#: XML's codes and JSON's reasons, by status, where the request says no more.
+#: XML's codes by status, where the request says no more.
 _REFUSED = {401: "AuthenticationRequired", 403: "AccessDenied"}
-_REASONS = {401: "authError", 403: "forbidden", 404: "notFound", 412: "conditionNotMet"}
-
-
-class Failed(Exception):
-    """A request that ends with an error of ``status`` and XML ``code``."""
-
-    def __init__(self, status: int, code: str, message: str) -> None:
-        super().__init__(message)
-        self.status, self.code, self.message = status, code, message
-
-
-_NO_BUCKET = Failed(404, "NoSuchBucket", "The specified bucket does not exist.")
-_NO_KEY = Failed(404, "NoSuchKey", "The specified key does not exist.")
-_CHANGED = Failed(412, "PreconditionFailed", "At least one of the pre-conditions you specified did not hold.")
-
-
-@dataclass(frozen=True)
-class Target:
-    """What a request is about, decoded; ``key`` is empty for the bucket itself."""
-
-    bucket: str
-    key: str
-    query: dict[str, str]
-
-    @classmethod
-    def of_xml(cls, raw_path: str) -> Target:
-        """``/bucket/key``"""
-        parts = urlsplit(raw_path)
-        bucket, _, key = parts.path.removeprefix("/").partition("/")
-        return cls(unquote(bucket), unquote(key), dict(parse_qsl(parts.query, keep_blank_values=True)))
-
-    @classmethod
-    def of_json(cls, raw_path: str) -> Target:
-        """``…/storage/v1/b/bucket/o/key``"""
-        parts = urlsplit(raw_path)
-        rest = parts.path.partition("/storage/v1/b/")[2]
-        bucket, _, key = rest.partition("/o/")
-        query = dict(parse_qsl(parts.query, keep_blank_values=True))
-        return cls(unquote(bucket.partition("/")[0]), unquote(key), query)
-
-    @property
-    def metadata_path(self) -> str:
-        """Where the emulator has the object's metadata."""
-        return f"/storage/v1/b/{quote(self.bucket, safe='')}/o/{quote(self.key, safe='')}"
-
-
-class Emulator:
-    """The requests that the gateway itself makes of the emulator."""
-
-    def __init__(self, endpoint: str) -> None:
-        self._endpoint = endpoint
-
-    async def open(self) -> None:
-        self._client = aiohttp.ClientSession(
-            auto_decompress=False,
-            timeout=aiohttp.ClientTimeout(total=None),
-            connector=aiohttp.TCPConnector(limit=0),
-        )
-
-    async def close(self) -> None:
-        await self._client.close()
-
-    def request(self, method: str, path: str, **options: Any) -> Any:
-        """A request as it is, to be entered."""
-        return self._client.request(
-            method,
-            URL(self._endpoint + path, encoded=True),
-            allow_redirects=False,
-            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
-            **options,
-        )
-
-    async def require_bucket(self, bucket: str) -> None:
-        async with self.request("GET", f"/storage/v1/b/{quote(bucket, safe='')}") as answer:
-            if answer.status != 200:
-                raise _NO_BUCKET
-
-    async def generation(self, target: Target) -> int:
-        """Generation of the live object; 0 if there is none."""
-        async with self.request("GET", target.metadata_path) as answer:
-            return int((await answer.json())["generation"]) if answer.status == 200 else 0
-
-    async def delete(self, target: Target) -> int:
-        async with self.request("DELETE", target.metadata_path) as answer:
-            await answer.read()
-            status: int = answer.status
-            return status
-
-    async def write(
-        self, target: Target, parts: list[StoredPart], attributes: dict[str, str], condition: str | None
-    ) -> dict[str, Any]:
-        """Make an object of ``parts``; ``condition`` is the generation it may replace."""
-        boundary = secrets.token_hex(16)
-        metadata: dict[str, str] = {"name": target.key, **attributes}
-        if len(parts) == 1:
-            metadata["crc32c"] = encoded(parts[0].crc32c)
-        head = (
-            f"--{boundary}\r\nContent-Type: application/json; charset=UTF-8\r\n\r\n{json.dumps(metadata)}\r\n"
-            f"--{boundary}\r\nContent-Type: {attributes['contentType']}\r\n\r\n"
-        ).encode()
-        tail = f"\r\n--{boundary}--\r\n".encode()
-        size = len(head) + sum(part.size for part in parts) + len(tail)
-
-        async def body() -> AsyncIterator[bytes]:
-            yield head
-            for data in stored_bytes(parts):
-                yield data
-            yield tail
-
-        query = {"uploadType": "multipart", "name": target.key}
-        if condition is not None:
-            query["ifGenerationMatch"] = condition
-        async with self.request(
-            "POST",
-            f"/upload/storage/v1/b/{quote(target.bucket, safe='')}/o?{urlencode(query, quote_via=quote)}",
-            data=body(),
-            headers={"Content-Type": f"multipart/related; boundary={boundary}", "Content-Length": str(size)},
-        ) as answer:
-            if answer.status == 412:
-                raise _CHANGED
-            if answer.status != 200:
-                raise Failed(500, "InternalError", f"the emulator says {answer.status}")
-            made: dict[str, Any] = await answer.json()
-            return made
 
 
 class Gateway:
@@ -221,7 +93,7 @@ class Gateway:
         body = json_error(status, message) if is_json else xml_error(code, message)
         kind = "application/json" if is_json else "application/xml"
         sent = b"" if request.method == "HEAD" else body.encode()
-        return answer(status, sent, **{"Content-Type": f"{kind}; charset=UTF-8"})
+        return respond(status, sent, **{"Content-Type": f"{kind}; charset=UTF-8"})
 
     async def _token(self, request: web.Request) -> web.Response:
         form = await request.post()
@@ -251,7 +123,7 @@ class Gateway:
             if wanted is not None:
                 async with self._lock(target):
                     if int(wanted) != await self._emulator.generation(target):
-                        raise _CHANGED
+                        raise changed()
                     return await self._forward(request, request.raw_path)
         elif path.endswith("/o"):
             self._check(request, target.bucket, "objects.list")
@@ -275,7 +147,7 @@ class Gateway:
                 status = await self._batched(request, str(part.get_payload()).lstrip())
                 number = str(part["Content-ID"]).strip("<>")
                 lines += [f"--{boundary}", "Content-Type: application/http"]
-                lines += [f"Content-ID: <response-{number}>", "", *json_answer(status), ""]
+                lines += [f"Content-ID: <response-{number}>", "", *json_response(status), ""]
         body = "\r\n".join([*lines, f"--{boundary}--", ""]).encode()
         return web.Response(body=body, headers={"Content-Type": f"multipart/mixed; boundary={boundary}"})
 
@@ -321,18 +193,18 @@ class Gateway:
                 made = await self._emulator.write(
                     target, [part], attributes_of(request), request.headers.get(_CONDITION)
                 )
-        return answer(200, **object_headers(made))
+        return respond(200, **object_headers(made))
 
     async def _delete(self, request: web.Request, target: Target) -> web.Response:
         self._check(request, target.bucket, "objects.delete")
         wanted = request.headers.get(_CONDITION)
         async with self._lock(target):
             if wanted is not None and int(wanted) != await self._emulator.generation(target):
-                raise _CHANGED
+                raise changed()
             if await self._emulator.delete(target) == 404:
                 await self._emulator.require_bucket(target.bucket)
-                raise _NO_KEY
-        return answer(204)
+                raise no_key()
+        return respond(204)
 
     async def _list_uploads(self, request: web.Request, target: Target) -> web.Response:
         if request.method != "GET" or "uploads" not in target.query:
@@ -349,7 +221,7 @@ class Gateway:
         if request.method == "DELETE":
             self._check(request, target.bucket, "multipartUploads.abort")
             self._uploads.remove(*where)
-            return answer(204)
+            return respond(204)
         self._check(request, target.bucket, "multipartUploads.create")
         self._check(request, target.bucket, "objects.create")
         if "uploads" in target.query:
@@ -363,7 +235,7 @@ class Gateway:
         self._uploads.find(*where)
         with tempfile.TemporaryDirectory(dir=self._folder) as folder:
             part = self._uploads.add(*where, number, await self._received(request, Path(folder)))
-        return answer(200, **{"ETag": part.etag, "x-goog-hash": f"crc32c={encoded(part.crc32c)}"})
+        return respond(200, **{"ETag": part.etag, "x-goog-hash": f"crc32c={encoded(part.crc32c)}"})
 
     async def _complete(
         self, request: web.Request, target: Target, where: tuple[str, str, str]
@@ -411,7 +283,7 @@ class Gateway:
     async def _forward(
         self, request: web.Request, path: str, xml: Target | None = None
     ) -> web.StreamResponse:
-        """Pass a request on and stream the answer back; ``xml`` is what it is about in the XML API."""
+        """Pass a request on and stream the response back; ``xml`` is what it is about in the XML API."""
         headers = {name: value for name, value in request.headers.items() if name.lower() not in _HOP_BY_HOP}
         headers.pop("Authorization", None)
         data = request.content if request.can_read_body else None
@@ -434,78 +306,10 @@ class Gateway:
     ) -> None:
         if got.status == 404:
             await self._emulator.require_bucket(target.bucket)
-            raise _NO_KEY
+            raise no_key()
         wanted = request.headers.get(_CONDITION)
         if wanted is not None and wanted != got.headers.get("X-Goog-Generation"):
-            raise _CHANGED
-
-
-def attributes_of(request: web.Request) -> dict[str, str]:
-    """What the headers say about the object to be made."""
-    found = {_ATTRIBUTES[name]: request.headers[name] for name in _ATTRIBUTES if name in request.headers}
-    return {"contentType": "application/octet-stream", **found}
-
-
-def object_headers(made: dict[str, Any]) -> dict[str, str]:
-    return {
-        "x-goog-generation": str(made["generation"]),
-        "x-goog-hash": f"crc32c={made['crc32c']}",
-        "ETag": f'"{made["etag"]}"',
-    }
-
-
-def answer(status: int, body: bytes = b"", **headers: str) -> web.Response:
-    return web.Response(
-        status=status, body=body, headers={**headers, "x-guploader-uploadid": secrets.token_hex(8)}
-    )
-
-
-def document(body: bytes, **headers: str) -> web.Response:
-    return answer(200, body, **{"Content-Type": "application/xml; charset=UTF-8"}, **headers)
-
-
-def xml_error(code: str, message: str) -> str:
-    head = "<?xml version='1.0' encoding='UTF-8'?>"
-    return f"{head}<Error><Code>{code}</Code><Message>{escape(message)}</Message></Error>"
-
-
-def json_error(status: int, message: str) -> str:
-    one = {"domain": "global", "reason": _REASONS.get(status, "invalid"), "message": message}
-    return json.dumps({"error": {"code": status, "message": message, "errors": [one]}})
-
-
-def json_answer(outcome: tuple[int, str]) -> Iterator[str]:
-    """The lines of an answer within a batch."""
-    status, message = outcome
-    body = json_error(status, message) if status >= 300 else ""
-    yield f"HTTP/1.1 {status} {message}"
-    yield "Content-Type: application/json; charset=UTF-8"
-    yield f"Content-Length: {len(body.encode())}"
-    yield ""
-    yield body
-
-
-def encoded(crc32c: int) -> str:
-    return base64.b64encode(crc32c.to_bytes(4, "big")).decode()
-
-
-def _die_with_parent() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-
-def _start_emulator(order: dict[str, Any]) -> subprocess.Popen[bytes]:
-    address = f"127.0.0.1:{order['emulator_port']}"
-    return subprocess.Popen(
-        [
-            order["binary"],
-            *("-scheme", "http", "-backend", "memory", "-host", "127.0.0.1"),
-            *("-port", str(order["emulator_port"]), "-public-host", address),
-            *("-external-url", f"http://127.0.0.1:{order['port']}", "-log-level", "warn"),
-        ],
-        stdin=subprocess.DEVNULL,
-        preexec_fn=_die_with_parent,  # noqa: PLW1509  # no other thread runs yet
-    )
+            raise changed()
 
 
 async def _serve(order: dict[str, Any], process: subprocess.Popen[bytes]) -> int:
@@ -525,7 +329,7 @@ async def _serve(order: dict[str, Any], process: subprocess.Popen[bytes]) -> int
 
 def main() -> None:
     order = json.loads(sys.argv[1])
-    process = _start_emulator(order)
+    process = start_emulator(order)
     sys.exit(asyncio.run(_serve(order, process)))
 
 

@@ -66,7 +66,7 @@ class Uploads:
         self._numbers = itertools.count()
 
     def start(self, bucket: str, key: str, attributes: dict[str, str]) -> bytes:
-        """Begin an upload; returns the answer's document."""
+        """Begin an upload; returns the response's document."""
         upload_id = f"{next(self._numbers):08d}{secrets.token_urlsafe(24)}"
         folder = self._folder / upload_id
         folder.mkdir(parents=True)

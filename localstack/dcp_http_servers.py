@@ -51,18 +51,18 @@ class WebServer:
         token: wanted as a bearer token; others get 401 without and 403 with another one.
         query: wanted as the query, byte for byte; others get 403.
         ranges: whether ranges are sent; without, the whole file is.
-        etags: whether answers have an ETag.
+        etags: whether responses have an ETag.
         heads: whether HEAD is allowed; without, it gets 403, as with a presigned URL.
-        lengths: whether answers say their length; without, they are chunked.
+        lengths: whether responses say their length; without, they are chunked.
         encode: send gzip whatever the client accepts.
         wrong_range: bytes by which the range that is sent is off.
-        cut_after: bytes of a body after which the connection is cut, for the next ``cuts`` answers.
+        cut_after: bytes of a body after which the connection is cut, for the next ``cuts`` responses.
         redirects: path prefix → the URL that takes its place.
         redirect_status: status of redirects.
         before: called with each request before it is looked at.
         seen: the requests, in order.
         connections: ports of the clients' ends.
-        statuses: answers to the next requests, before anything else is looked at.
+        statuses: of the responses to the next requests, before anything else is looked at.
     """
 
     def __init__(self, folder: Path, tls: ssl.SSLContext | None = None) -> None:

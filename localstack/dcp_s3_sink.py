@@ -2,9 +2,9 @@
 
 Real stores take 1 to 15 CPU seconds for each GiB they store, so on one machine with them a client never
 sees the network it is made for. This takes 0.3, and therefore stands behind ``dcp_link.py`` in the
-benchmarks of slow links. It answers what a save and a load ask: PutObject with conditions, multipart uploads,
-ranges, HeadObject, DeleteObject(s). Signatures, checksums, listings, versions and limits are not its
-business: correctness is tested on the servers of ``dcp_servers.py``.
+benchmarks of slow links. It does what a save and a load ask for: PutObject with conditions, multipart
+uploads, ranges, HeadObject, DeleteObject(s). Signatures, checksums, listings, versions and limits are not
+its business: correctness is tested on the servers of ``dcp_servers.py``.
 
 ::
 
@@ -98,7 +98,7 @@ class _Request:
             view = view[count:]
         return body
 
-    def answer(self, status: str, body: bytes = b"", **headers: object) -> None:
+    def respond(self, status: str, body: bytes = b"", **headers: object) -> None:
         names = {"Content-Length": len(body), "Last-Modified": formatdate(usegmt=True)}
         names.update({name.replace("_", "-"): value for name, value in headers.items()})  # type: ignore[misc]
         head = "".join(f"{name}: {value}\r\n" for name, value in names.items())
@@ -106,31 +106,31 @@ class _Request:
 
     def error(self, status: str, code: str) -> None:
         body = f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode()
-        self.answer(status, b"" if self.method == "HEAD" else body, Content_Type="application/xml")
+        self.respond(status, b"" if self.method == "HEAD" else body, Content_Type="application/xml")
 
     def handle(self) -> None:
         if self.method in ("GET", "HEAD"):
             self._get()
         elif self.method == "PUT" and "uploadId" in self.query:
             _uploads[self.query["uploadId"]][int(self.query["partNumber"])] = self.body
-            self.answer("200 OK", ETag='"part"')
+            self.respond("200 OK", ETag='"part"')
         elif self.method == "PUT":
             self._put(_Object([self.body]))
         elif self.method == "POST" and "uploads" in self.query:
             upload = uuid.uuid4().hex
             _uploads[upload] = {}
             name = f"<InitiateMultipartUploadResult><UploadId>{upload}</UploadId>"
-            self.answer("200 OK", f"{name}</InitiateMultipartUploadResult>".encode())
+            self.respond("200 OK", f"{name}</InitiateMultipartUploadResult>".encode())
         elif self.method == "POST" and "uploadId" in self.query:
             parts = _uploads.pop(self.query["uploadId"])
             self._put(_Object([parts[number] for number in sorted(parts)]))
         elif self.method == "POST":
             for key in re.findall(rb"<Key>(.*?)</Key>", self.body[:]):
                 _objects.pop(f"{self.key.rstrip('/')}/{key.decode()}", None)
-            self.answer("200 OK", b"<DeleteResult></DeleteResult>")
+            self.respond("200 OK", b"<DeleteResult></DeleteResult>")
         else:
             _objects.pop(self.key, None)
-            self.answer("204 No Content")
+            self.respond("204 No Content")
 
     def _put(self, item: _Object) -> None:
         with _lock:
@@ -143,7 +143,7 @@ class _Request:
                 return
             _objects[self.key] = item
         body = f"<CompleteMultipartUploadResult><ETag>{item.tag}</ETag></CompleteMultipartUploadResult>"
-        self.answer("200 OK", body.encode() if self.method == "POST" else b"", ETag=item.tag)
+        self.respond("200 OK", body.encode() if self.method == "POST" else b"", ETag=item.tag)
 
     def _get(self) -> None:
         item = _objects.get(self.key)
@@ -160,7 +160,7 @@ class _Request:
         if start >= item.size > 0:
             self.error("416 Range Not Satisfiable", "InvalidRange")
             return
-        self.answer(status, ETag=item.tag, Content_Length=stop - start, **headers)
+        self.respond(status, ETag=item.tag, Content_Length=stop - start, **headers)
         if self.method == "GET":
             for view in item.views(start, stop):
                 self._connection.sendall(view)

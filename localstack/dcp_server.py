@@ -218,8 +218,8 @@ def _hold(held: contextlib.ExitStack, port: int) -> int:
 
 def fetch(url: str) -> bytes | None:
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            data: bytes = answer.read()
+        with urllib.request.urlopen(url, timeout=5) as response:
+            data: bytes = response.read()
             return data
     except urllib.error.HTTPError as error:
         error.close()

@@ -1,7 +1,7 @@
 """A reverse proxy that changes responses, as consoles, login pages and header-stripping proxies do.
 
 Requests pass unchanged, ``Host`` included, so that signatures hold upstream. What comes back goes through
-``alter``, which returns what the client gets::
+``alter``, which returns what the client gets; ``refuse`` may answer a request without asking upstream::
 
     with AlteringProxy(server.endpoint) as proxy:
         proxy.alter = without("ETag")
@@ -14,10 +14,22 @@ import http.client
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
-__all__ = ["Alter", "AlteringProxy", "Asked", "Response", "emptied", "page", "unchanged", "without"]
+__all__ = [
+    "Alter",
+    "AlteringProxy",
+    "Asked",
+    "Refuse",
+    "Response",
+    "emptied",
+    "page",
+    "s3_error",
+    "unchanged",
+    "without",
+]
 
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "expect", "te", "upgrade"}
 #: What a console's port or a login page serves for every path.
@@ -26,11 +38,11 @@ PAGE = b"<!doctype html><html><head><title>Console</title></head><body>Log in</b
 
 @dataclass(frozen=True)
 class Asked:
-    """A request, with its body."""
+    """A request, with its body; ``headers`` are found whatever their case."""
 
     method: str
     path: str
-    headers: dict[str, str]
+    headers: Message
     body: bytes
 
 
@@ -44,6 +56,7 @@ class Response:
 
 
 Alter = Callable[[Asked, Response], Response]
+Refuse = Callable[[Asked], Response | None]
 
 
 def unchanged(_: Asked, response: Response) -> Response:
@@ -73,6 +86,12 @@ def emptied(asked: Asked, response: Response) -> Response:
     return replace(response, body=b"") if asked.method == "GET" else response
 
 
+def s3_error(status: int, code: str) -> Response:
+    """An error as S3 has it."""
+    body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>said the test</Message></Error>"
+    return Response(status, {"Content-Type": "application/xml"}, body.encode())
+
+
 class AlteringProxy:
     """The proxy, on a thread of its own.
 
@@ -81,11 +100,13 @@ class AlteringProxy:
 
     Attributes:
         alter: what becomes of responses, at first nothing.
+        refuse: responses to requests that upstream is not to see; ``None`` for those that it is.
         seen: the requests, in order.
     """
 
     def __init__(self, upstream: str) -> None:
         self.alter: Alter = unchanged
+        self.refuse: Refuse = lambda _: None
         self.seen: list[Asked] = []
         self._upstream = urlsplit(upstream)
         owner = self
@@ -104,7 +125,7 @@ class AlteringProxy:
     def respond(self, asked: Asked) -> Response:
         """What the client gets."""
         self.seen.append(asked)
-        return self.alter(asked, self._ask(asked))
+        return self.refuse(asked) or self.alter(asked, self._ask(asked))
 
     def _ask(self, asked: Asked) -> Response:
         connection = http.client.HTTPConnection(self._upstream.netloc, timeout=60)
@@ -141,7 +162,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        response = self.proxy.respond(Asked(self.command, self.path, dict(self.headers.items()), body))
+        response = self.proxy.respond(Asked(self.command, self.path, self.headers, body))
         self.send_response_only(response.status)
         for name, value in response.headers.items():
             if self.command == "HEAD" or name.lower() != "content-length":

@@ -130,7 +130,10 @@ _EXCEPTIONS: ExceptionVerdicts = (
         Verdict(ConfigurationError, "the endpoint is not usable"),
     ),
     (sdk.SSLError, verdicts.TLS_FAILED),
-    ((sdk.EndpointConnectionError, sdk.ConnectTimeoutError), verdicts.UNREACHABLE),
+    (
+        (sdk.EndpointConnectionError, sdk.ProxyConnectionError, sdk.ConnectTimeoutError),
+        verdicts.UNREACHABLE,
+    ),
     ((sdk.ReadTimeoutError, urllib3.exceptions.TimeoutError), verdicts.STALLED),
     ((sdk.IncompleteReadError, sdk.ResponseStreamingError), verdicts.ENDED_EARLY),
     (

@@ -21,7 +21,7 @@ __all__ = ["main", "run"]
 
 FAILED = 2
 INTERRUPTED = 130
-_COMMANDS = ("inspect", "ls", "verify", "gc", "bench", "schemes")
+_COMMANDS = ("inspect", "ls", "verify", "gc", "convert", "bench", "schemes")
 #: Packages of the extra ``cli``.
 _EXTRA = ("typer", "rich")
 

@@ -23,14 +23,14 @@ import torch
 
 from dcp_core.runtime.torch_private import differs, without_modes, write_zip
 
-__all__ = ["FrameTemplate", "find_payload", "frame_template", "generic_frame"]
+__all__ = ["NO_RESERVE", "FrameTemplate", "find_payload", "frame_template", "generic_frame"]
 
 _LOCAL_HEADER = struct.Struct("<4sHHHHHIIIHH")
 _LOCAL_MAGIC = b"PK\x03\x04"
 _CENTRAL_MAGIC = b"PK\x01\x02"
 _PAYLOAD_NAME = b"/data/0"
 #: From Linux's <asm-generic/mman.h>; not every release of Python's mmap names it.
-_MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0
+NO_RESERVE = 0x4000 if sys.platform == "linux" else 0
 _PICKLE_NAME = b"/data.pkl"
 
 
@@ -72,7 +72,7 @@ def _untouched(dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
     if size == 0:
         return torch.empty(shape, dtype=dtype, device="cpu")
     # without a reservation it may exceed the machine's memory, as a device's tensor can
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE
     memory = mmap.mmap(-1, size, flags=flags)
     return torch.frombuffer(memory, dtype=torch.uint8).view(dtype).view(shape)
 

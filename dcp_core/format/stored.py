@@ -41,9 +41,17 @@ class Payload(NamedTuple):
         return unpack(self.checksums[4 * block : 4 * block + 4])[0]
 
 
-def storage_info(name: str, offset: int, length: int, payload: Payload) -> StorageInfo:
-    """The storage info of a frame of ``length`` bytes at ``offset`` of the object ``name``."""
+def storage_info(
+    name: str, offset: int, length: int, payload: Payload, transforms: Sequence[str] = ()
+) -> StorageInfo:
+    """The storage info of a frame of ``length`` bytes at ``offset`` of the object ``name``.
+
+    Args:
+        transforms: the stream transforms that the frame went through, in the order of undoing them.
+    """
     info = StorageInfo(relative_path=name, offset=offset, length=length)
+    if transforms:
+        info.transform_descriptors = list(transforms)
     setattr(info, FACTS, (_VERSION, *payload))
     return info
 

@@ -17,7 +17,7 @@ from dcp_core.seam.registry import known_schemes
 from dcp_core.storage.reader import CloudStorageReader
 from dcp_core.storage.writer import CloudStorageWriter
 
-__all__ = ["use_url_checkpoint_ids"]
+__all__ = ["refuse_folded", "use_url_checkpoint_ids"]
 
 _MARK = "_dcp_cloud"
 
@@ -80,9 +80,17 @@ def _is_url(checkpoint_id: str | os.PathLike[str]) -> bool:
     Raises:
         InvalidLocationError: one would, had it not lost a slash.
     """
-    schemes = known_schemes()
-    folded = _FOLDED.match(os.fspath(checkpoint_id))
-    if folded is not None and folded[1].lower() in schemes:
+    refuse_folded(checkpoint_id)
+    return scheme_of(checkpoint_id) in known_schemes()
+
+
+def refuse_folded(path: str | os.PathLike[str]) -> None:
+    """Refuse a path that was a URL of a scheme that is served, and lost a slash in ``pathlib``.
+
+    Raises:
+        InvalidLocationError: it is one.
+    """
+    folded = _FOLDED.match(os.fspath(path))
+    if folded is not None and folded[1].lower() in known_schemes():
         # refuses it, and says why
-        Location.parse(checkpoint_id)
-    return scheme_of(checkpoint_id) in schemes
+        Location.parse(path)

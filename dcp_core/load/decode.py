@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint.planner import ReadItem
 
-from dcp_core.errors import CheckpointCorruptError, UntrustedDataError
+from dcp_core.errors import CheckpointCorruptError, CloudCheckpointError, UntrustedDataError
 from dcp_core.format.frames import find_payload
 from dcp_core.format.stored import transforms_of
 from dcp_core.load.source import Source
@@ -39,7 +39,7 @@ def decode_tensor(read: ReadItem, source: Source, data: torch.Tensor, *, weights
     assert source.dtype is not None
     frame = data
     if transforms_of(source.info):
-        frame = torch.frombuffer(bytearray(transformed(source, data).read()), dtype=torch.uint8)
+        frame = torch.frombuffer(bytearray(transformed(read, source, data).read()), dtype=torch.uint8)
     offset = find_payload(bytes(tensor_bytes(frame[:_HEAD])), source.dtype, source.shape)
     if offset is not None:
         size = math.prod(source.shape) * source.dtype.itemsize
@@ -114,10 +114,23 @@ def _reason(error: Exception) -> str:
     return next(iter((specific or str(error)).strip().splitlines()), type(error).__name__)
 
 
-def transformed(source: Source, data: torch.Tensor) -> io.BytesIO:
-    """The frame after undoing the stream transforms that its writer recorded."""
-    stream = undo_transforms(io.BytesIO(tensor_bytes(data)), transforms_of(source.info))
-    return io.BytesIO(stream.read(-1))
+def transformed(read: ReadItem, source: Source, data: torch.Tensor) -> io.BytesIO:
+    """The frame after undoing the stream transforms that its writer recorded.
+
+    Raises:
+        UnsupportedError: a transform is not known.
+        CheckpointCorruptError: one cannot be undone.
+    """
+    names = transforms_of(source.info)
+    try:
+        stream = undo_transforms(io.BytesIO(tensor_bytes(data)), names, source.registry)
+        return io.BytesIO(stream.read(-1))
+    except CloudCheckpointError:
+        raise
+    # an extension raises what it pleases on damaged input
+    except Exception as error:
+        why = f"{', '.join(names)} cannot be undone ({type(error).__name__}: {error})"
+        raise damaged(read, source, why) from error
 
 
 def damaged(read: ReadItem, source: Source, why: str) -> CheckpointCorruptError:

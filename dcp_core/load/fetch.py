@@ -84,7 +84,7 @@ class RankReader:
     def fetch(self, plan: LoadPlan, planner: LoadPlanner, metadata: Metadata) -> None:
         """Fetch items that may be a part only of what there is to load."""
         with self._objects.named():
-            items = self.items(plan, Catalog(metadata))
+            items = self.items(plan, Catalog(metadata, self.options.extension_registry))
             targets = OpenTargets(planner)
             for part in _in_rounds(items, targets) if looks_up(planner) else [items]:
                 self._receive(self.requests(part, targets), items, targets)

@@ -25,12 +25,14 @@ class Source:
         info: object, offset and length of the frame.
         payload: the elements inside the frame; ``None`` while that is unknown.
         dtype, shape: of the stored chunk; ``None`` for non-tensor items.
+        registry: where the stream transforms of the frame are looked up; ``None`` is torch's.
     """
 
     info: StorageInfo
     payload: Payload | None
     dtype: torch.dtype | None = None
     shape: tuple[int, ...] = ()
+    registry: Any = None
 
     @property
     def start(self) -> int:
@@ -57,8 +59,9 @@ class Source:
 class Catalog:
     """Finds the source of each read item in a commit record."""
 
-    def __init__(self, metadata: Metadata) -> None:
+    def __init__(self, metadata: Metadata, registry: Any = None) -> None:
         self._metadata = metadata
+        self._registry = registry
         self._chunks: dict[str, dict[Any, tuple[int, ...]]] = {}
 
     def source(self, item: ReadItem) -> Source:
@@ -75,7 +78,7 @@ class Catalog:
             )
         payload = payload_of(info)
         if item.type is LoadItemType.BYTE_IO:
-            return Source(info, payload)
+            return Source(info, payload, registry=self._registry)
         entry = self._metadata.state_dict_metadata.get(item.storage_index.fqn)
         if not isinstance(entry, TensorStorageMetadata):
             raise CheckpointCorruptError(f"{item.storage_index.fqn!r} is read as a tensor but is none")
@@ -85,7 +88,7 @@ class Catalog:
                 f"the commit record gives {payload.size} bytes to {item.storage_index.fqn!r}, "
                 f"a chunk of shape {shape} and {dtype}"
             )
-        return Source(info, payload, dtype, shape)
+        return Source(info, payload, dtype, shape, self._registry)
 
     def _shape(self, index: MetadataIndex, entry: TensorStorageMetadata) -> tuple[int, ...]:
         chunks: Sequence[Any] = entry.chunks

@@ -228,7 +228,7 @@ class BytesTarget(Target):
 
     def place(self, placement: Placement, data: torch.Tensor) -> None:
         del placement
-        self._value = transformed(self._source, data)
+        self._value = transformed(self._read, self._source, data)
 
     def commit(self, planner: LoadPlanner) -> None:
         # other planners decide by themselves what the bytes are

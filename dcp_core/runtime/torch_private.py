@@ -23,6 +23,8 @@ name                                       since    without it
 ``collectives.AsyncCollectiveTensor``               refused as those of an unknown subclass
 ``torch.accelerator.current_accelerator``  2.6      (2.6 raises where there is no accelerator)
 ``torch.Stream.__enter__``                 2.7      the stream is made current, then the one before
+``c.staging.DefaultStager``                2.9      the older, public stager copies states for
+                                                    ``async_save``
 ``WriteItem.bytes_io_data``                2.8      non-tensor items are planned with 0 bytes
 errors gathered with plain tracebacks      2.12     Python is told how to pickle a ``FrameSummary``,
                                                     where it could not
@@ -55,7 +57,7 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint import filesystem, metadata, state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint import filesystem, metadata, staging, state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.planner import WriteItem
 
 from dcp_core.errors import UnsupportedError
@@ -84,10 +86,13 @@ __all__ = [
     "is_fake",
     "on_stream",
     "planned_object_bytes",
+    "staged_copy",
     "subclasses_off",
+    "transforming",
     "undo_transforms",
     "waited_for",
     "without_modes",
+    "write_archive",
     "wrap_storage_setup",
     "write_zip",
 ]
@@ -195,6 +200,40 @@ def _alignment(wanted: int | None) -> tuple[int, ...]:
     return ()
 
 
+def write_archive(
+    value: Any, sink: _Sink, contents: Callable[[torch.UntypedStorage], torch.UntypedStorage]
+) -> None:
+    """Write what ``torch.save`` writes for ``value``, the elements of each storage being those of
+    ``contents(storage)``, which is asked for when they are due and let go of afterwards.
+
+    Raises:
+        UnsupportedError: this torch writes in another way.
+    """
+    save = getattr(torch.serialization, "_save", None)
+    writer_type = getattr(torch._C, "PyTorchFileWriter", None)
+    if save is None or writer_type is None:
+        raise _lacks("torch.serialization._save", "files cannot be written a tensor at a time")
+    options = getattr(torch.serialization, "get_crc32_options", None)
+    writer = writer_type(sink, True if options is None else options(), *_alignment(None))
+    save(value, _Late(writer, contents), pickle, torch.serialization.DEFAULT_PROTOCOL, False)
+    writer.write_end_of_file()
+
+
+class _Late:
+    """A zip writer that gets the elements of storages when it is about to write them."""
+
+    def __init__(self, writer: Any, contents: Callable[[torch.UntypedStorage], torch.UntypedStorage]) -> None:
+        self._writer = writer
+        self._contents = contents
+
+    def write_record(self, name: str, data: Any, size: int) -> None:
+        if isinstance(data, torch.UntypedStorage):
+            data = self._contents(data)
+            if data.nbytes() < size:
+                raise differs("torch.save", f"writes {size} bytes of a storage of {data.nbytes()}")
+        self._writer.write_record(name, data, size)
+
+
 class _Aligned:
     """A zip writer that aligns otherwise than torch is configured to, and says so in the file."""
 
@@ -208,11 +247,43 @@ class _Aligned:
         self._writer.write_record(name, data, size)
 
 
-def undo_transforms(stream: IO[bytes], descriptors: Sequence[str]) -> IO[bytes]:
-    """``stream`` as it was before its writer's stream transforms, which ``descriptors`` name.
+def staged_copy(state: dict[str, Any]) -> dict[str, Any]:
+    """What ``async_save`` saves where no stager is given: a copy of ``state`` in CPU memory of its own."""
+    kind = getattr(staging, "DefaultStager", None)
+    if kind is None:
+        return staging.BlockingAsyncStager().stage(state)
+    # without any of its options: a copy is complete on return, and no later one uses its memory
+    stager = kind(staging.StagingOptions(False, False, False, False))
+    try:
+        copied: dict[str, Any] = stager.stage(state)
+        return copied
+    finally:
+        stager.close()
+
+
+def transforming(sink: IO[bytes], extensions: Sequence[Any]) -> tuple[IO[bytes], list[str]]:
+    """A stream that writes to ``sink`` through stream transforms, and how a record names those.
 
     Raises:
-        UnsupportedError: there are some, and this torch has no stream transforms.
+        UnsupportedError: this torch has no stream transforms, so that nothing of its could read them.
+    """
+    if _extension is None:
+        raise _lacks("torch.distributed.checkpoint._extension", "stream transforms cannot be recorded")
+    for extension in extensions:
+        sink = extension.transform_to(sink)
+    # The first one's output is what is stored, so a reader undoes it first. torch's own writer names them the
+    # other way around, and its reader cannot load what went through two.
+    return sink, [str(extension.get_descriptor()) for extension in extensions]
+
+
+def undo_transforms(stream: IO[bytes], descriptors: Sequence[str], registry: Any = None) -> IO[bytes]:
+    """``stream`` as it was before its writer's stream transforms, which ``descriptors`` name.
+
+    Args:
+        registry: an ``ExtensionRegistry``; torch's own extensions by default.
+
+    Raises:
+        UnsupportedError: there are some, and this torch has no stream transforms, or none of such a name.
     """
     if not descriptors:
         return stream
@@ -221,7 +292,15 @@ def undo_transforms(stream: IO[bytes], descriptors: Sequence[str]) -> IO[bytes]:
             "torch.distributed.checkpoint._extension",
             f"what was saved through {', '.join(descriptors)} cannot be read",
         )
-    for extension in _extension.ExtensionRegistry().from_descriptor_list(descriptors):
+    try:
+        extensions = (registry or _extension.ExtensionRegistry()).from_descriptor_list(descriptors)
+    # of the registry, and of the extensions themselves
+    except ValueError as error:
+        raise UnsupportedError(
+            f"what was saved through {', '.join(descriptors)} cannot be read ({error}): register the "
+            "extension with an ExtensionRegistry, and give that to the reader as extension_registry="
+        ) from error
+    for extension in extensions:
         if isinstance(extension, _extension.StreamTransformExtension):
             stream = extension.transform_from(stream)
     return stream

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import IO, Any, cast
 
 import torch
 from torch.distributed.checkpoint.metadata import MetadataIndex
@@ -12,7 +14,7 @@ from torch.distributed.checkpoint.planner import SavePlanner, WriteItem, WriteIt
 from dcp_core.errors import CheckpointIncompleteError, CloudCheckpointError, UnsupportedTensorError
 from dcp_core.format.frames import frame_template, generic_frame
 from dcp_core.runtime.tensor_memory import memory_span, tensor_bytes, unreachable
-from dcp_core.runtime.torch_private import waited_for
+from dcp_core.runtime.torch_private import transforming, waited_for
 
 __all__ = ["Frame", "frame_item"]
 
@@ -32,14 +34,19 @@ class Frame:
     payload_size: int
     tail: bytes
     plain: bool
+    #: The stream transforms that made it, as a record names them.
+    transforms: Sequence[str] = ()
 
     @property
     def size(self) -> int:
         return len(self.header) + self.payload_size + len(self.tail)
 
 
-def frame_item(item: WriteItem, planner: SavePlanner) -> Frame:
+def frame_item(item: WriteItem, planner: SavePlanner, extensions: Sequence[Any] = ()) -> Frame:
     """Ask the planner for the item's data and frame it as stock torch does.
+
+    Args:
+        extensions: stream transforms that the frame goes through; all of it is then in memory.
 
     Raises:
         CheckpointIncompleteError: the planner gave a tensor of another shape than it planned, which no
@@ -47,6 +54,11 @@ def frame_item(item: WriteItem, planner: SavePlanner) -> Frame:
         UnsupportedTensorError: the tensor is of a kind that stock torch does not save either, such as a
             sparse one, or its storage was freed.
     """
+    frame = _framed(item, planner)
+    return _transformed(frame, extensions) if extensions else frame
+
+
+def _framed(item: WriteItem, planner: SavePlanner) -> Frame:
     data = planner.resolve_data(item)
     if item.type is WriteItemType.BYTE_IO:
         if not isinstance(data, io.BytesIO):
@@ -105,6 +117,37 @@ def _elements(tensor: torch.Tensor) -> memoryview | torch.Tensor:
 def _opaque(item: WriteItem, data: memoryview) -> Frame:
     """A frame of which only its whole is known."""
     return Frame(item.index, b"", data, data.nbytes, b"", plain=False)
+
+
+class _Transformed(io.RawIOBase):
+    """Where transformed bytes end up. Transforms close what they write to."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        self.data += view
+        return view.nbytes
+
+    def close(self) -> None:
+        """Nothing: what is here is still needed."""
+
+
+def _transformed(frame: Frame, extensions: Sequence[Any]) -> Frame:
+    sink = _Transformed()
+    stream, names = transforming(cast(IO[bytes], sink), extensions)
+    payload = frame.payload
+    if isinstance(payload, torch.Tensor):
+        payload = tensor_bytes(payload.cpu().contiguous())
+    for piece in (frame.header, payload, frame.tail):
+        stream.write(piece)
+    stream.close()
+    data = memoryview(sink.data)
+    return Frame(frame.index, b"", data, data.nbytes, b"", plain=False, transforms=names)
 
 
 def _unexpected(item: WriteItem, data: object) -> CheckpointIncompleteError:

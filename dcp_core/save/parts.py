@@ -13,7 +13,7 @@ the two fall where they like. Checks are computed from the segments' pieces late
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -105,6 +105,7 @@ class Entry:
     payload_offset: int
     payload_size: int
     plain: bool
+    transforms: Sequence[str]
 
 
 class ObjectCutter:
@@ -145,7 +146,10 @@ class ObjectCutter:
                 break
             number = len(self.entries)
             self.entries.append(
-                Entry(frame.index, self._size, size, len(frame.header), frame.payload_size, frame.plain)
+                Entry(
+                    *(frame.index, self._size, size, len(frame.header), frame.payload_size, frame.plain),
+                    frame.transforms,
+                )
             )
             self._size += size
             yield from self._cut(frame, number)
@@ -277,6 +281,7 @@ class ObjectCutter:
                 entry.offset,
                 entry.size,
                 Payload(entry.payload_offset, entry.payload_size, entry.plain, checksums.get(number, b"")),
+                entry.transforms,
             )
             for number, entry in enumerate(self.entries)
         ]

@@ -46,7 +46,9 @@ class RankWriter:
         part_size = part_size_for(planned_bytes(plan.items), wanted, limits, options.concurrency)
         capacity = min(part_size * limits.max_parts, limits.max_object_size)
         ring = _ring(options.memory_limit, part_size)
-        frames: Iterator[Frame] = (frame_item(item, planner) for item in write_order(plan.items))
+        frames: Iterator[Frame] = (
+            frame_item(item, planner, options.extensions) for item in write_order(plan.items)
+        )
         results: list[WriteResult] = []
         for number in itertools.count():
             first = next(frames, None)

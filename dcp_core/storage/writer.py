@@ -42,6 +42,7 @@ from dcp_core.seam.registry import known_schemes
 from dcp_core.seam.store import ObjectInfo, ObjectStore
 from dcp_core.storage.checkpoint_store import CheckpointStore
 from dcp_core.storage.per_thread import Current, UnderWay
+from dcp_core.storage.stager import Stages
 from dcp_core.transfer import Peers, Transfer, forget_failures, with_channel
 
 __all__ = ["CloudStorageWriter", "Save", "naming_rank"]
@@ -99,7 +100,7 @@ class Save:
             self.settled.end()
 
 
-class CloudStorageWriter(StorageWriter):
+class CloudStorageWriter(Stages, StorageWriter):
     """Saves DCP checkpoints to the bucket of any registered URL scheme.
 
     A checkpoint is visible only once it is whole: data objects get names that no earlier save used, and
@@ -109,6 +110,8 @@ class CloudStorageWriter(StorageWriter):
     The writer may be pickled, and reused: for one save after another, and for several at a time on as many
     threads, as with ``async_save`` before the save before is done. Each is a save of its own. A thread that
     resets the writer goes on with that checkpoint; others with the one that it was reset to last.
+
+    It is a stager too: ``async_save`` may be given it as ``async_stager``, and takes it as that by itself.
 
     Args:
         url: ``scheme://bucket/prefix``.

@@ -177,9 +177,11 @@ class MemoryStore(ObjectStore):
         self._held.uploads.pop(upload.upload_id, None)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        for key in sorted(self._held.objects, key=str.encode):
+        # as they are now: others may delete some before the listing comes to them
+        objects = dict(self._held.objects)
+        for key in sorted(objects, key=str.encode):
             if key.startswith(prefix):
-                yield self._held.objects[key][1]
+                yield objects[key][1]
 
     def list_uploads(self, prefix: str) -> Iterator[UploadInfo]:
         for upload_id, upload in list(self._held.uploads.items()):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from collections.abc import Iterator
 
 import pytest
 from conftest import Bucket, proxied
 from dcp_fault_proxy import FaultProxy
+from sweep.run import Sweep
 
 CLOUDS = [
     "seaweedfs",
@@ -34,3 +37,18 @@ def seaweedfs_proxy(seaweedfs_bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -
     """A fault proxy before SeaweedFS alone, for what no cloud has to do with."""
     with proxied(seaweedfs_bucket, monkeypatch) as running:
         yield running
+
+
+@pytest.fixture
+def sweep(bucket: Bucket) -> Iterator[Sweep]:
+    """Two ranks behind a fault proxy, on each server in turn; this process is not behind it."""
+    # pytest would keep what is logged of every failure, with the states that were saved and loaded
+    logging.disable()
+    try:
+        with (
+            FaultProxy(bucket.server.endpoint) as running,
+            contextlib.closing(Sweep(bucket, running)) as found,
+        ):
+            yield found
+    finally:
+        logging.disable(logging.NOTSET)

@@ -51,7 +51,7 @@ def load(url: str, **options: Any) -> None:
         Fault("reset_response", path=DATA, after=0),
         Fault("reset_response", path=DATA, after=700_000, times=4),
         Fault("flip_response", path=DATA, after=300_000),
-        Fault("stall", path=DATA, after=300_000, seconds=20),
+        Fault("stall", path=DATA, after=300_000, seconds=120),
     ],
     ids=lambda fault: f"{fault.kind}-{fault.after}-{fault.status}",
 )
@@ -60,7 +60,7 @@ def test_tried_again(url: str, proxy: FaultProxy, fault: Fault) -> None:
     started = time.monotonic()
     load(url, stall_timeout=1.0)
     assert fault.hits > 0
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 60
 
 
 def test_a_broken_range_goes_on_where_it_was(url: str, proxy: FaultProxy) -> None:
@@ -88,12 +88,12 @@ def test_a_store_that_stays_down(url: str, proxy: FaultProxy) -> None:
 
 
 def test_deadline(url: str, proxy: FaultProxy) -> None:
-    proxy.add(Fault("stall", path=DATA, after=100_000, seconds=30, times=99))
+    proxy.add(Fault("stall", path=DATA, after=100_000, seconds=120, times=99))
     started = time.monotonic()
     with pytest.raises(CheckpointException) as caught:
         load(url, stall_timeout=0.5, deadline=2.0, max_attempts=99)
     assert isinstance(caught.value.failures[0][0], DeadlineExceededError)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60
 
 
 def test_a_403_is_not_a_missing_checkpoint(url: str, proxy: FaultProxy) -> None:

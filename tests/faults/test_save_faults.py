@@ -22,6 +22,7 @@ from dcp_core import (
     CheckpointIncompleteError,
     CloudStorageReader,
     CloudStorageWriter,
+    CommitUncertainError,
     ConflictError,
     DeadlineExceededError,
     PeerFailedError,
@@ -142,8 +143,10 @@ def test_lost_answer_to_the_commit(bucket: Bucket, monkeypatch: pytest.MonkeyPat
 
 def test_lost_answer_on_the_last_attempt(cloud_bucket: Bucket, proxy: FaultProxy) -> None:
     """Out of attempts, what the bucket holds decides: the commit stands."""
-    proxy.add(Fault("lose_response", operation="PutObject", path=r"\.metadata$", times=9))
+    lost = Fault("lose_response", operation="PutObject", path=r"\.metadata$", times=9)
+    proxy.add(lost)
     save(f"{cloud_bucket.url}/run", small(1), max_attempts=1)
+    assert lost.hits == 1
     load(f"{cloud_bucket.url}/run", small(1))
 
 
@@ -153,13 +156,17 @@ def test_commit_that_never_arrives(cloud_bucket: Bucket, proxy: FaultProxy) -> N
     proxy.add(Fault("error", operation="PutObject", path=r"\.metadata$", times=99))
     with pytest.raises(CheckpointException) as caught:
         save(url, small(2), max_attempts=2)
-    assert isinstance(failure(caught), TransientError)
+    assert isinstance(failure(caught), CommitUncertainError)
     load(url, small(1))
+    # what this save stored stays: a request that is still on its way may commit it
+    assert len(cloud_bucket.keys("run/")) == 3
 
 
 def test_lost_answer_to_finish_upload(cloud_bucket: Bucket, proxy: FaultProxy) -> None:
-    proxy.add(Fault("lose_response", operation="CompleteMultipartUpload"))
+    lost = Fault("lose_response", operation="CompleteMultipartUpload")
+    proxy.add(lost)
     save(f"{cloud_bucket.url}/run", large(1), part_size=5 * MIB)
+    assert lost.hits > 0
     load(f"{cloud_bucket.url}/run", large(1))
     assert cloud_bucket.uploads() == []
 
@@ -183,20 +190,22 @@ def test_parts_are_tried_again(cloud_bucket: Bucket, proxy: FaultProxy, fault: F
 
 
 def test_stalled_upload_is_cut(cloud_bucket: Bucket, proxy: FaultProxy) -> None:
-    proxy.add(Fault("delay", operation="UploadPart", seconds=30))
+    stalled = Fault("delay", operation="UploadPart", seconds=120)
+    proxy.add(stalled)
     started = time.monotonic()
     save(f"{cloud_bucket.url}/run", large(1), part_size=5 * MIB, stall_timeout=1.0)
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 60
+    assert stalled.hits > 1
     load(f"{cloud_bucket.url}/run", large(1))
 
 
 def test_deadline(cloud_bucket: Bucket, proxy: FaultProxy) -> None:
-    proxy.add(Fault("delay", operation="UploadPart", seconds=30, times=99))
+    proxy.add(Fault("delay", operation="UploadPart", seconds=120, times=99))
     started = time.monotonic()
     with pytest.raises(CheckpointException) as caught:
         save(f"{cloud_bucket.url}/run", large(1), part_size=5 * MIB, stall_timeout=1.0, deadline=3.0)
-    assert time.monotonic() - started < 15
-    assert isinstance(failure(caught), (DeadlineExceededError, TransientError))
+    assert time.monotonic() - started < 60
+    assert isinstance(failure(caught), DeadlineExceededError)
     assert cloud_bucket.uploads() == []
 
 

@@ -103,12 +103,13 @@ def test_requests_of_a_small_training_state(seaweedfs_bucket: Bucket, proxy: Fau
     assert proxy.operations() == ["GetObject", "GetObject"]
 
 
-@pytest.mark.parametrize("items", [30_000, pytest.param(100_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("items", [30_000, pytest.param(300_000, marks=pytest.mark.slow)])
 def test_planning_a_load_is_linear(items: int) -> None:
-    """In CPU seconds, the best of up to four: other processes take caches away."""
+    """In CPU seconds, the best of up to four: other processes take caches away. Ten times the items may take
+    thirty times as long; planning that compares all items with all others takes a hundred times."""
     few, many = math.inf, math.inf
     for _ in range(4):
-        few, many = min(few, planning.seconds(items)), min(many, planning.seconds(10 * items))
-        if many <= 12 * few:
+        few, many = min(few, planning.seconds(items // 10)), min(many, planning.seconds(items))
+        if many <= 30 * few:
             return
-    pytest.fail(f"{many:.2f} s for {10 * items} items, {few:.2f} s for {items}")
+    pytest.fail(f"{many:.2f} s for {items} items, {few:.2f} s for a tenth")

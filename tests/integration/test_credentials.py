@@ -17,7 +17,7 @@ import requests
 import scenarios
 import torch
 import torch.distributed.checkpoint as dcp
-from altering_proxy import AlteringProxy, Asked, Response
+from altering_proxy import AlteringProxy, Asked, s3_error
 from azure_bucket import VARIABLES, AzureBucket, SecureAzurite, Token
 from conftest import Bucket
 from dcp_server import free_ports
@@ -177,14 +177,8 @@ def refusing(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch, refused: Callable[[Asked], bool], code: str
 ) -> Iterator[AlteringProxy]:
     """A proxy before the bucket that gives S3's error ``code`` to some requests."""
-    body = f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode()
-
-    def alter(asked: Asked, response: Response) -> Response:
-        headers = {"Content-Type": "application/xml"}
-        return Response(400, headers, body) if refused(asked) else response
-
     with AlteringProxy(bucket.server.endpoint) as proxy:
-        proxy.alter = alter
+        proxy.refuse = lambda asked: s3_error(400, code) if refused(asked) else None
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         yield proxy
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import socket
@@ -13,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from dcp_connections import ServerLoop
 from dcp_fault_proxy import Fault, FaultProxy
 
 BODY = bytes(range(256)) * 1024
@@ -399,3 +401,34 @@ def test_a_client_that_is_gone_when_its_request_is_released(server: Server, prox
     assert server.arrived == []
     assert proxy.release() == [200]
     assert [one.body for one in server.arrived] == [BODY]
+
+
+def test_connections_that_a_peer_does_not_read_are_cut() -> None:
+    """What is closed, but not sent yet, would stay open after the end of its loop."""
+    size = 64 << 20
+
+    class Responding(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            assert isinstance(transport, asyncio.Transport)
+            transport.write(bytes(size))
+            transport.close()
+
+    async def serve() -> socket.socket:
+        listening = await asyncio.get_running_loop().create_server(Responding, "127.0.0.1", 0)
+        client = socket.create_connection(listening.sockets[0].getsockname())
+        # the response has begun
+        assert await asyncio.to_thread(client.recv, 1)
+        listening.close()
+        return client
+
+    loop = ServerLoop()
+    with loop.run_until_complete(serve()) as client:
+        loop.run_until_complete(loop.abort_connections())
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
+        client.settimeout(20)
+        received = 1
+        with contextlib.suppress(ConnectionResetError):
+            while data := client.recv(1 << 20):
+                received += len(data)
+    assert received < size

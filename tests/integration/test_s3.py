@@ -16,6 +16,7 @@ import trustme
 import urllib3
 from conftest import Bucket
 from dcp_fault_proxy import FaultProxy
+from dcp_server import free_ports
 from sockets import CountingBody, Listener, answering
 
 from dcp_core import CloudStorageReader, ConfigurationError, TransientError, UnsupportedError
@@ -194,3 +195,15 @@ def test_odd_responses(answer: bytes, start: int, expected: type[Exception]) -> 
         with pytest.raises(expected):
             read()
         server.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.usefixtures("seaweedfs_bucket")
+def test_a_proxy_that_cannot_be_reached_may_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    (port,) = free_ports(1)
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{port}")
+    options = S3Options(endpoint_url="http://store.example.com")
+    with (
+        contextlib.closing(S3Store("bucket", options)) as store,
+        pytest.raises(TransientError, match="could not be reached"),
+    ):
+        store.head("key")

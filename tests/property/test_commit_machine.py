@@ -30,6 +30,8 @@ from dcp_core import ConflictError
 from dcp_core.testing import MemoryStore
 
 RECORD = "run/.metadata"
+#: Of a request, before its error is final.
+ATTEMPTS = 3
 _buckets = itertools.count(1)
 
 
@@ -68,11 +70,16 @@ class Saves(RuleBasedStateMachine):
         self.saves[number] = Stepped(self.bucket, lambda store: self._save(store, number))
 
     def _save(self, store: Any, number: int) -> None:
-        saves_in_memory.save(store, number, conditional_commit=self.conditional, max_attempts=3)
+        saves_in_memory.save(store, number, conditional_commit=self.conditional, max_attempts=ATTEMPTS)
 
     def _step(self, data: st.DataObject, fault: Fault) -> None:
+        """Have one save's next requests, mostly repetitions of one, meet with ``fault``."""
         self.quiet = False
-        self.saves[data.draw(st.sampled_from(self.running))].step(fault)
+        number = data.draw(st.sampled_from(self.running))
+        for _ in range(data.draw(st.sampled_from((1, ATTEMPTS, ATTEMPTS + 1)))):
+            if number in self.running:
+                self.saves[number].step(fault)
+                self.one_whole_checkpoint_is_there()
 
     @precondition(lambda self: self.running)
     @rule(data=st.data(), count=st.integers(1, 6))
@@ -83,10 +90,33 @@ class Saves(RuleBasedStateMachine):
                 self.saves[number].step()
                 self.one_whole_checkpoint_is_there()
 
+    @precondition(lambda self: set(self.running) - set(self._at_commit()))
+    @rule(data=st.data())
+    def upload(self, data: st.DataObject) -> None:
+        """One save comes to its commit, or to its end, without a failure."""
+        number = data.draw(st.sampled_from(sorted(set(self.running) - set(self._at_commit()))))
+        while number in self.running and number not in self._at_commit():
+            self.saves[number].step()
+            self.one_whole_checkpoint_is_there()
+
     @precondition(lambda self: self.running)
     @rule(data=st.data(), fault=st.sampled_from([lost, unanswered, times(2), times(3)]))
     def fail(self, data: st.DataObject, fault: Fault) -> None:
         self._step(data, fault)
+
+    @precondition(lambda self: self._at_commit())
+    @rule(data=st.data(), fault=st.sampled_from(["late", "lost"]))
+    def delay_commit(self, data: st.DataObject, fault: str) -> None:
+        """No attempt to write a record is answered; some may arrive later."""
+        self.quiet = False
+        number = data.draw(st.sampled_from(self._at_commit()))
+        while number in self._at_commit():
+            self.saves[number].step(self.late if fault == "late" else lost)
+
+    def _at_commit(self) -> list[int]:
+        """Saves that are about to write their records."""
+        waiting = ((number, self.saves[number].waits_with) for number in self.running)
+        return [number for number, one in waiting if one and (one.verb, one.key) == ("put", RECORD)]
 
     @precondition(lambda self: self.running)
     @rule(data=st.data())
@@ -194,6 +224,6 @@ def test_saves_over_a_network_that_fails(machine: type[Saves]) -> None:
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import warnings
 from typing import Any
 
 import scenarios
@@ -15,7 +14,17 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 from dcp_core import CloudStorageReader, CloudStorageWriter
 
-__all__ = ["OPTIONS", "SAVE_OPTIONS", "STALL_TIMEOUT", "WrongValuesError", "load", "save", "seed_of", "state"]
+__all__ = [
+    "OPTIONS",
+    "SAVE_OPTIONS",
+    "STALL_TIMEOUT",
+    "WrongValuesError",
+    "load",
+    "save",
+    "seed_in",
+    "seed_of",
+    "state",
+]
 
 MIB = 1 << 20
 #: Seconds without a byte after which a request is cut.
@@ -91,18 +100,22 @@ def load(url: str, seed: int, options: dict[str, Any]) -> None:
 
 
 def seed_of(url: str, options: dict[str, Any]) -> int:
+    """:func:`seed_in` what is at a URL."""
+    reader = CloudStorageReader(url, **{**OPTIONS, **options})
+    try:
+        return seed_in(reader)
+    finally:
+        reader.close()
+
+
+def seed_in(reader: CloudStorageReader) -> int:
     """Load, and return the seed whose state it is, bit for bit.
 
     Raises:
         WrongValuesError: the load succeeded with the state of no seed.
     """
     target = scenarios.blanked(state(0))
-    reader = CloudStorageReader(url, **{**OPTIONS, **options})
-    try:
-        with warnings.catch_warnings():
-            dcp.load(target, storage_reader=reader)
-    finally:
-        reader.close()
+    dcp.load(target, storage_reader=reader)
     seed = target["seed"]
     if not isinstance(seed, int):
         raise WrongValuesError(f"loaded {seed!r} as the seed")

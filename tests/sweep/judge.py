@@ -23,7 +23,10 @@ from dcp_core.upkeep.leftovers import Cleanup, Found
 from sweep.cases import WrongValuesError, seed_of
 from sweep.world import DEAD, HUNG
 
-__all__ = ["Case", "Judge", "Verdict", "error_violations"]
+__all__ = ["PATIENCE", "Case", "Judge", "Verdict", "error_violations"]
+
+#: Options where nothing is broken: what goes wrong is a machine's that is too busy.
+PATIENCE = {"retry_timeout": 900.0, "stall_timeout": 120.0}
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ class Judge:
     def load(self) -> int | None:
         """The seed of the checkpoint that is there; ``None`` if nothing is."""
         try:
-            return seed_of(self.url, {})
+            return seed_of(self.url, PATIENCE)
         except CheckpointException as error:
             if any(isinstance(found, CheckpointNotFoundError) for found, _ in error.failures.values()):
                 return None
@@ -145,7 +148,7 @@ class Judge:
         """Keys of objects and uploads that gc found; it has deleted them."""
         objects: set[str] = set()
         uploads: set[str] = set()
-        checkpoint = CheckpointStore(self.url, LoadOptions, {"concurrency": 2})
+        checkpoint = CheckpointStore(self.url, LoadOptions, {"concurrency": 2, **PATIENCE})
         with contextlib.closing(checkpoint):
             # the clock of the server may be ahead, and tells whole seconds
             cleanup = Cleanup(checkpoint.writable_store(), checkpoint.location, timedelta(0), now=_later())

@@ -13,7 +13,7 @@ from dcp_fault_proxy import FaultProxy
 from dcp_faults import Fault
 
 from sweep import cases
-from sweep.judge import Case, Judge, Verdict
+from sweep.judge import PATIENCE, Case, Judge, Verdict
 from sweep.points import Broken, Death, Scenario
 from sweep.requests import AtRequest, Request, requests_in
 from sweep.world import World
@@ -144,7 +144,7 @@ class Sweep:
         """Another job's save, while a request of this one is held."""
         assert self._proxy.wait_held(_LIMIT), "nothing is held"
         seed = next(self._seeds)
-        cases.save(self._judge.url, seed, {})
+        cases.save(self._judge.url, seed, PATIENCE)
         self._saved_by_ranks = False
         self._proxy.release()
         return seed

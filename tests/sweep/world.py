@@ -9,14 +9,18 @@ import contextlib
 import logging
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.forkserver
 import os
 import pickle
 import signal
 import socket
+import sys
 import time
+import types
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from ranks import outcome_of, replace_variables
@@ -25,15 +29,16 @@ __all__ = ["DEAD", "HUNG", "World"]
 
 #: Outcomes of a rank whose process ended, and of one that did not in time.
 DEAD, HUNG = "dead", "hung"
-_PRELOADED = ["torch", "torch.distributed.checkpoint", "sweep.cases", "dcp_s3", "dcp_gcs", "dcp_azure"]
+#: Where the modules of the tests are.
+_PATH = [str(Path(__file__).parent.parent), str(Path(__file__).parent.parent.parent / "localstack")]
 
 
 class World:
     """``size`` ranks that run functions together."""
 
     def __init__(self, size: int = 2) -> None:
+        _start_server()
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(_PRELOADED)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -42,7 +47,8 @@ class World:
         for rank in range(size):
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(theirs, rank, size, port), daemon=True)
-            process.start()
+            with _without_main():
+                process.start()
             theirs.close()
             self._pipes.append(ours)
             self._processes.append(process)
@@ -55,6 +61,10 @@ class World:
         """Have every rank call ``function(*arguments)`` with these variables, which lead to a server."""
         for pipe in self._pipes:
             pipe.send((function, arguments, dict(variables)))
+
+    def has_ended(self) -> bool:
+        """Whether what was begun has come to an end on every rank."""
+        return all(pipe.poll(0) for pipe in self._pipes)
 
     def end(self, seconds: float) -> list[Any]:
         """What came of it on each rank: ``None``, the exception, ``DEAD``, or ``HUNG`` after so long."""
@@ -87,6 +97,31 @@ class World:
         self._pipes, self._processes = [], []
 
 
+def _start_server() -> None:
+    """Start the server that forks, unless it runs. Python hands its own path on to it only since 3.12."""
+    multiprocessing.set_forkserver_preload(["sweep.warm"])
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([*_PATH, *sys.path])
+    try:
+        with _without_main():
+            multiprocessing.forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Spare new processes the import of the program that starts them, which takes longer than all else."""
+    main, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
 def _outcome(pipe: Connection, seconds: float) -> Any:
     try:
         return pipe.recv() if pipe.poll(max(0.0, seconds)) else HUNG
@@ -105,6 +140,8 @@ def _serve(pipe: Connection, rank: int, size: int, port: int) -> None:
     warnings.filterwarnings("error", module=r"dcp_(core|s3|gcs|azure|http)(\..*)?$")
     # as launchers end their processes
     signal.signal(signal.SIGTERM, _exit)
+    # where it is ignored, as in the background of a shell, Python leaves it so
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank))
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
     while True:

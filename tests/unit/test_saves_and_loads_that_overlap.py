@@ -20,7 +20,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from forks import holds_in_a_child
 from saves_in_memory import URL, failure, load, state
-from stepped import PlannedSave, Stop, in_another_thread, on_a_thread
+from stops import PlannedSave, Stop, in_another_thread, on_a_thread
 from torch.distributed.checkpoint import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import Metadata
 from unreliable_store import Request, UnreliableStore, denied, is_data, is_record

@@ -35,7 +35,7 @@ IN_MEMORY = [
 ]
 BY_TYPE = [
     *("wrapper", "parameter of a wrapper", "subclass with a function", "subclass with a dispatch"),
-    *("quantized per tensor", "quantized per channel"),
+    *("quantized per tensor", "quantized per channel", "subclass that shows something else"),
 ]
 OUT_OF_REACH = {
     "sparse coo": "has the layout torch.sparse_coo",
@@ -127,6 +127,17 @@ def test_elements_out_of_reach(name: str) -> None:
         reason = unreachable(tensor)
     assert reason is not None
     assert reason.startswith(OUT_OF_REACH[name])
+
+
+def test_a_slice_behind_the_end_of_its_storage() -> None:
+    """A storage that is large enough for it, were it at the beginning."""
+    base = torch.arange(48.0).view(8, 6)
+    part = base[4:]
+    assert memory_span(part) is not None
+    base.untyped_storage().resize_(part.nbytes)
+    assert memory_span(part) is None
+    assert unreachable(part) == "takes 96 bytes of a storage that has 0: was it freed?"
+    assert memory_span(base[:4]) is not None
 
 
 def test_an_empty_tensor_has_nothing_that_could_be_missing() -> None:
