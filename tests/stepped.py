@@ -45,6 +45,7 @@ class Stepped(UnreliableStore):
 
     Attributes:
         error: what the work ended with, if that was an error.
+        dead: whether its process was killed.
         waits_with: the request that it waits with; ``None`` once it is over.
     """
 
@@ -53,7 +54,7 @@ class Stepped(UnreliableStore):
         self.error: BaseException | None = None
         self.waits_with: Request | None = None
         self._work = work
-        self._over = self._dead = False
+        self._over = self.dead = False
         self._decided: Fault | None = None
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -87,7 +88,7 @@ class Stepped(UnreliableStore):
             self._changed.notify_all()
 
     def _send(self, verb: str, key: str, deliver: Callable[[], Any]) -> Any:
-        if self._dead:
+        if self.dead:
             raise Killed
         request = Request(verb, key, deliver)
         with self._changed:
@@ -99,5 +100,5 @@ class Stepped(UnreliableStore):
         try:
             return fault(request)
         except Killed:
-            self._dead = True
+            self.dead = True
             raise

@@ -11,7 +11,8 @@ The classes have the names and parameters of torch's in ``torch.distributed.chec
 folders only.
 """
 
+from dcp_core.huggingface.quantized import QuantizedHuggingFaceStorageReader
 from dcp_core.huggingface.reader import HuggingFaceStorageReader
 from dcp_core.huggingface.writer import HuggingFaceStorageWriter
 
-__all__ = ["HuggingFaceStorageReader", "HuggingFaceStorageWriter"]
+__all__ = ["HuggingFaceStorageReader", "HuggingFaceStorageWriter", "QuantizedHuggingFaceStorageReader"]

@@ -177,9 +177,11 @@ class HuggingFaceStorageWriter(CloudStorageWriter):
             with save.transfer.watched(Peers.of(plan, save.rank)):
                 return rank.write(save.checkpoint.location.url, plan, planner)
         except BaseException as error:
-            # a rank that stops because of another leaves that to it, and to the coordinator
-            if export is not None or not isinstance(error, PeerFailedError):
-                abort_all(uploads.values(), error)
+            # Where a rank stops because of another, that one drops everything, and so does the coordinator.
+            # What this one was sending may have come after that.
+            own = {step.file for step in task.steps if step.owner == save.rank}
+            everything = export is not None or not isinstance(error, PeerFailedError)
+            abort_all([one for number, one in uploads.items() if everything or number in own], error)
             raise
 
     def _export(self, save: Save) -> Export | None:

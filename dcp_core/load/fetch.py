@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner
 
 from dcp_core.config import MIB, LoadOptions
+from dcp_core.errors import ObjectNotFoundError
 from dcp_core.format.checksum import BLOCK_SIZE
 from dcp_core.format.frames import find_payload
 from dcp_core.format.stored import transforms_of
@@ -59,8 +60,9 @@ class RankReader:
         transfer: Transfer,
         seen: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
+        self.options = options
+        self._store = store
         self._objects = PinnedObjects(store, location, seen)
-        self._options = options
         self._transfer = transfer
 
     def read(self, plan: LoadPlan, planner: LoadPlanner, metadata: Metadata) -> None:
@@ -71,15 +73,32 @@ class RankReader:
             UnsupportedTensorError: a tensor cannot be loaded into.
             UntrustedDataError: an item needs types that are not admitted.
         """
+        self.prove(plan, planner, metadata)
+        self.fetch(plan, planner, metadata)
+
+    def prove(self, plan: LoadPlan, planner: LoadPlanner, metadata: Metadata) -> None:
+        """Make sure that a plan asks for everything; raises like :meth:`read`."""
         with self._objects.named():
             require_covered(plan, planner, metadata)
-            items = self.items(plan, Catalog(metadata, self._options.extension_registry))
+
+    def fetch(self, plan: LoadPlan, planner: LoadPlanner, metadata: Metadata) -> None:
+        """Fetch items that may be a part only of what there is to load."""
+        with self._objects.named():
+            items = self.items(plan, Catalog(metadata, self.options.extension_registry))
             targets = OpenTargets(planner)
             for part in _in_rounds(items, targets) if looks_up(planner) else [items]:
                 self._receive(self.requests(part, targets), items, targets)
             targets.require_all()
         for device in targets.devices:
             _synchronize(device)
+
+    def small(self, name: str) -> bytes | None:
+        """A whole small object of the checkpoint; ``None`` if it is not there."""
+        try:
+            data, _ = self._transfer.attempt(lambda: self._store.get(self._objects.key(name)))
+        except ObjectNotFoundError:
+            return None
+        return data
 
     def items(self, plan: LoadPlan, catalog: Catalog) -> list[Item]:
         """The plan's items; asks for nothing but the heads of large foreign frames."""
@@ -88,11 +107,11 @@ class RankReader:
         located = self._located(sources)
         with gc_paused():
             reads = zip(plan.items, located, strict=True)
-            return [item_of(number, *read, self._options) for number, read in enumerate(reads)]
+            return [item_of(number, *read, self.options) for number, read in enumerate(reads)]
 
     def requests(self, items: Iterable[Item], targets: OpenTargets) -> list[Request]:
         """What to ask for, from the plan and the commit record alone."""
-        options = self._options
+        options = self.options
         # What does not go straight into a tensor passes through a buffer of one piece for each connection.
         # Small pieces also let requests come out even.
         piece = min(
@@ -119,10 +138,10 @@ class RankReader:
                 targets,
                 objects=self._objects,
                 transfer=self._transfer,
-                verify=self._options.verify_checksums,
+                verify=self.options.verify_checksums,
             ).run()
 
-        self._transfer.run(requests, fetch, max(1, min(self._options.concurrency, len(requests))))
+        self._transfer.run(requests, fetch, max(1, min(self.options.concurrency, len(requests))))
 
     def _located(self, sources: list[tuple[LoadItemType, Source]]) -> list[Source]:
         """Sources with the elements of large foreign frames found. One request a frame, in parallel."""
@@ -136,7 +155,7 @@ class RankReader:
         }
         if not frames:
             return [source for _, source in sources]
-        found = self._transfer.run(frames.values(), self._probe, min(self._options.concurrency, len(frames)))
+        found = self._transfer.run(frames.values(), self._probe, min(self.options.concurrency, len(frames)))
         located = dict(zip(frames, found, strict=True))
         return [located.get((source.info.relative_path, source.info.offset), source) for _, source in sources]
 

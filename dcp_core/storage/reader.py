@@ -93,7 +93,7 @@ class _Load:
         self.metadata = metadata
         return metadata
 
-    def read(self, plan: LoadPlan, planner: LoadPlanner) -> None:
+    def read(self, by: CloudStorageReader, plan: LoadPlan, planner: LoadPlanner) -> None:
         """Fetch the items of a plan."""
         assert self.metadata is not None
         location, options = self.checkpoint.location, self.checkpoint.options
@@ -101,7 +101,7 @@ class _Load:
             reader = RankReader(store, location, options, self.transfer, self.versions)
             try:
                 with self.transfer.watched(Peers.of(plan, self.rank)):
-                    reader.read(plan, planner, self.metadata)
+                    by.read_items(reader, plan, planner, self.metadata)
             except (ObjectNotFoundError, CheckpointCorruptError) as error:
                 if self._was_replaced(store):
                     raise CheckpointReplacedError(
@@ -266,13 +266,19 @@ class CloudStorageReader(StorageReader):
             )
         try:
             with load.settled:
-                load.read(plan, planner)
+                load.read(self, plan, planner)
         except CloudCheckpointError as error:
             error.at_rank(load.rank)
             raise
         future: Future[None] = Future()
         future.set_result(None)
         return future
+
+    def read_items(
+        self, reader: RankReader, plan: LoadPlan, planner: LoadPlanner, metadata: Metadata
+    ) -> None:
+        """Fetch the items of a plan. Classes for elements that are not stored as they are do it otherwise."""
+        reader.read(plan, planner, metadata)
 
     def _begin(self, load: _Load) -> None:
         self._leave()

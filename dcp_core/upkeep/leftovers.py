@@ -107,8 +107,12 @@ class Cleanup:
         uploads = listed(
             self._transfer, lambda: self._store.list_uploads(self._prefix), lambda info: info.upload.key
         )
+        examined: set[str] = set()
         for folder in uploads_by_folder(uploads, self._before):
-            yield from self._once(self._examined(folder, uploads=True))
+            # stores that list uploads in another order than that of their keys come back to a folder
+            if folder not in examined:
+                examined.add(folder)
+                yield from self._once(self._examined(folder, uploads=True))
         for window in _windows(by_folder(self._objects(), self._before)):
             workers = min(self._concurrency, len(window))
             for findings in self._transfer.run(window, self._look, workers):

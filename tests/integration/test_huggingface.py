@@ -36,7 +36,11 @@ from dcp_core import (
     UnsupportedError,
     UnsupportedTensorError,
 )
-from dcp_core.huggingface import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from dcp_core.huggingface import (
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+    QuantizedHuggingFaceStorageReader,
+)
 from dcp_core.huggingface.header import dtype_name
 
 World = Callable[[int], Ranks]
@@ -564,3 +568,140 @@ def test_ranks_that_plan_alone_are_refused(seaweedfs_bucket: Bucket, worlds: Wor
         assert isinstance(outcome, CheckpointException | UnsupportedError)
         assert "HuggingFace files are made of the plans of all ranks" in str(outcome)
     assert seaweedfs_bucket.keys() == []
+
+
+# --- block-scaled weights
+
+F8 = torch.float8_e4m3fn
+
+
+def scaled_model(
+    block: tuple[int, int] = (128, 128), scale: torch.dtype = torch.float32
+) -> dict[str, torch.Tensor]:
+    """Weights whose blocks are whole, cut off, and smaller than a block; and what is not scaled."""
+    generator = torch.Generator().manual_seed(3)
+    found = {
+        "norm.weight": torch.randn(300, generator=generator),
+        "embed.weight": torch.randn(7, 5, generator=generator),
+    }
+    for number, (rows, columns) in enumerate([(256, 384), (300, 130), (1, 1), (129, 128), (40, 1000)]):
+        weight = torch.randn(rows, columns, generator=generator) * 50
+        blocks = (-(-rows // block[0]), -(-columns // block[1]))
+        found[f"layer.{number}.weight"] = weight.to(F8)
+        found[f"layer.{number}.weight_scale_inv"] = torch.rand(blocks, generator=generator).to(scale)
+    return found
+
+
+def put_model(bucket: Bucket, folder: Path, tensors: dict[str, torch.Tensor], config: object = None) -> None:
+    """Upload it in two files: some factors are in another one than their weights."""
+    halves = [dict(list(tensors.items())[n::2]) for n in (0, 1)]
+    weight_map = {}
+    for number, half in enumerate(halves):
+        safetensors.torch.save_file(half, folder / f"{number}.safetensors", metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(half, f"{number}.safetensors")
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    if config is not None:
+        (folder / "config.json").write_text(json.dumps(config))
+    upload(folder, bucket, "m")
+
+
+def wanted(tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    return {
+        name: torch.zeros(tensor.shape, dtype=dtype)
+        for name, tensor in tensors.items()
+        if "scale" not in name
+    }
+
+
+@since(2, 10, "torch's reader of scaled weights as it is now")
+@pytest.mark.parametrize("scale", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("target", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_scaled_weights_load_as_with_torch(
+    seaweedfs_bucket: Bucket, tmp_path: Path, scale: torch.dtype, target: torch.dtype, dtype: torch.dtype
+) -> None:
+    from torch.distributed.checkpoint.quantized_hf_storage import (
+        QuantizedHuggingFaceStorageReader as TorchsReader,
+    )
+
+    tensors = scaled_model(scale=scale)
+    put_model(seaweedfs_bucket, tmp_path, tensors)
+    expected, state = wanted(tensors, dtype), wanted(tensors, dtype)
+    dcp.load(expected, storage_reader=TorchsReader(str(tmp_path), target_dtype=target))
+    url = f"{seaweedfs_bucket.url}/m"
+    # so little memory that every weight is cut into bands
+    for options in ({}, {"memory_limit": 40_000}):
+        reader = QuantizedHuggingFaceStorageReader(url, target_dtype=target, **options)
+        dcp.load(state, storage_reader=reader)
+        scenarios.assert_same(state, expected)
+
+
+def dequantized(tensors: dict[str, torch.Tensor], block: tuple[int, int]) -> dict[str, torch.Tensor]:
+    found = {name: tensor for name, tensor in tensors.items() if "scale" not in name}
+    for name, weight in found.items():
+        factors = tensors.get(f"{name}_scale_inv")
+        if factors is not None:
+            blown = factors.float().repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)
+            found[name] = weight.float() * blown[: weight.shape[0], : weight.shape[1]]
+    return found
+
+
+@pytest.mark.parametrize("block", [(128, 128), (64, 32)])
+def test_the_size_of_blocks_is_the_models_or_the_callers(
+    bucket: Bucket, tmp_path: Path, block: tuple[int, int]
+) -> None:
+    tensors = scaled_model(block)
+    put_model(bucket, tmp_path, tensors, {"quantization_config": {"weight_block_size": block}})
+    state = wanted(tensors, torch.float32)
+    reader = QuantizedHuggingFaceStorageReader(f"{bucket.url}/m")
+    dcp.load(state, storage_reader=reader)
+    scenarios.assert_same(state, dequantized(tensors, block))
+    bucket.delete("m/config.json")
+    state = wanted(tensors, torch.float32)
+    reader = QuantizedHuggingFaceStorageReader(f"{bucket.url}/m", block_size=block)
+    dcp.load(state, storage_reader=reader)
+    scenarios.assert_same(state, dequantized(tensors, block))
+
+
+def load_scaled(url: str) -> None:
+    expected = dequantized(scaled_model(), (128, 128))
+    line = init_device_mesh("cpu", (dist.get_world_size(),))
+    for dim in (0, 1):
+        state: dict[str, Any] = {
+            name: distribute_tensor(torch.zeros_like(tensor), line, [Shard(min(dim, tensor.dim() - 1))])
+            for name, tensor in expected.items()
+        }
+        reader = QuantizedHuggingFaceStorageReader(url, memory_limit=100_000)
+        dcp.load(state, storage_reader=reader)
+        scenarios.assert_same(state, expected)
+
+
+@pytest.mark.parametrize("ranks", [3, 4])
+def test_ranks_load_shards_of_scaled_weights(
+    seaweedfs_bucket: Bucket, worlds: World, tmp_path: Path, ranks: int
+) -> None:
+    put_model(seaweedfs_bucket, tmp_path, scaled_model())
+    worlds(ranks).run(load_scaled, f"{seaweedfs_bucket.url}/m")
+
+
+def test_factors_that_do_not_fit_their_weight_are_refused(seaweedfs_bucket: Bucket, tmp_path: Path) -> None:
+    tensors = scaled_model()
+    url = f"{seaweedfs_bucket.url}/m"
+    tensors["layer.1.weight_scale_inv"] = torch.ones(3, 1)
+    put_model(seaweedfs_bucket, tmp_path, tensors)
+    state = wanted(tensors, torch.float32)
+    for reader in (
+        QuantizedHuggingFaceStorageReader(url),
+        QuantizedHuggingFaceStorageReader(url, block_size=(128, 64)),
+    ):
+        with pytest.raises(CheckpointException) as caught:
+            dcp.load(state, storage_reader=reader)
+        assert isinstance(caught.value.failures[0][0], CheckpointCorruptError)
+        assert "of [300, 130] needs" in str(caught.value) or "of [256, 384] needs" in str(caught.value)
+    assert not any(tensor.any() for tensor in state.values())
+
+
+@pytest.mark.parametrize("size", [0, -1, (1, 2, 3), (1.5, 2), True])
+def test_a_size_of_blocks_that_is_none_is_refused(size: Any) -> None:
+    with pytest.raises(ConfigurationError, match="block_size must be one or two positive numbers"):
+        QuantizedHuggingFaceStorageReader("s3://bucket/m", block_size=size)

@@ -6,6 +6,7 @@
     faults.py     what may happen to one request, and what is expected then
     cases.py      what the ranks do: a small state, saves and loads
     world.py      two ranks as processes, which may be killed
+    warm.py       what is done before they are forked
     points.py     one fault, death or set of faults each; all of them, and samples
     judge.py      what must hold after each point
     run.py        runs points against one server of one cloud

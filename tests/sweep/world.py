@@ -9,6 +9,7 @@ import contextlib
 import logging
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.forkserver
 import os
 import pickle
 import signal
@@ -19,6 +20,7 @@ import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from ranks import outcome_of, replace_variables
@@ -27,19 +29,16 @@ __all__ = ["DEAD", "HUNG", "World"]
 
 #: Outcomes of a rank whose process ended, and of one that did not in time.
 DEAD, HUNG = "dead", "hung"
-#: What ``sweep.cases`` imports, which is not on the path of that server.
-_PRELOADED = [
-    *("torch.distributed.checkpoint.state_dict", "torch.distributed.fsdp", "torch.distributed.tensor"),
-    *("dcp_core", "dcp_s3", "dcp_gcs", "dcp_azure"),
-]
+#: Where the modules of the tests are.
+_PATH = [str(Path(__file__).parent.parent), str(Path(__file__).parent.parent.parent / "localstack")]
 
 
 class World:
     """``size`` ranks that run functions together."""
 
     def __init__(self, size: int = 2) -> None:
+        _start_server()
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(_PRELOADED)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -96,6 +95,21 @@ class World:
         for pipe in self._pipes:
             pipe.close()
         self._pipes, self._processes = [], []
+
+
+def _start_server() -> None:
+    """Start the server that forks, unless it runs. Python hands its own path on to it only since 3.12."""
+    multiprocessing.set_forkserver_preload(["sweep.warm"])
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([*_PATH, *sys.path])
+    try:
+        with _without_main():
+            multiprocessing.forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
 
 
 @contextlib.contextmanager

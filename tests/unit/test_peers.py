@@ -110,6 +110,15 @@ def test_an_error_that_is_not_of_this_library_is_told_too(ranks: list[Rank]) -> 
     assert len(message) < 2100
 
 
+def test_a_long_message_is_cut(ranks: list[Rank]) -> None:
+    """One of this library's may have that of an SDK in it."""
+    with ranks[1].peers.heard(ranks[1].hear):
+        ranks[0].peers.tell(ConflictError("x" * 100_000, key="run/object"))
+        error = ranks[1].wait()
+    assert len(error.message) < 2100
+    assert error.key == "run/object"
+
+
 def test_silence_as_long_as_all_is_well(ranks: list[Rank]) -> None:
     """Nothing is written, and nothing heard: not of another save either."""
     other = Rank(Channel("another save"), 0)
@@ -196,7 +205,8 @@ def test_nobody_waits_for_the_stores_lock(
     waiting.start()
     a_while()
     with Transfer(SaveOptions(), 0).watched(ranks[0].peers):
-        pass
+        # until its thread is waiting for the lock
+        a_while()
     with pytest.raises(ConflictError), Transfer(SaveOptions(), 1).watched(ranks[1].peers):
         raise ConflictError("no")
     forget_failures()
