@@ -29,11 +29,20 @@ class ServerLoop(asyncio.SelectorEventLoop):
         super().__init__()
         self._made: list[Any] = []
 
-    # private, and the same since Python 3.4: every connection of either side begins here, TLS included
+    # private, and the same since Python 3.4: every connection of either side begins in one of these
     def _make_socket_transport(self, *arguments: Any, **options: Any) -> Any:
         transport = super()._make_socket_transport(*arguments, **options)  # type: ignore[misc]
-        self._made = [*filter(_is_open, self._made), transport]
+        self._note(transport)
         return transport
+
+    def _make_ssl_transport(self, rawsock: socket.socket, *arguments: Any, **options: Any) -> Any:
+        made = super()._make_ssl_transport(rawsock, *arguments, **options)  # type: ignore[misc]
+        # the transport below, which has the socket
+        self._note(self._transports[rawsock.fileno()])  # type: ignore[attr-defined]
+        return made
+
+    def _note(self, transport: Any) -> None:
+        self._made = [*filter(_is_open, self._made), transport]
 
     async def abort_connections(self) -> None:
         """Cut every connection and wait until its socket is closed.
