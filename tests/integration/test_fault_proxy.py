@@ -403,6 +403,20 @@ def test_a_client_that_is_gone_when_its_request_is_released(server: Server, prox
     assert [one.body for one in server.arrived] == [BODY]
 
 
+def test_what_clients_gave_up_is_waited_for(server: Server, proxy: FaultProxy) -> None:
+    assert proxy.settle(0.0)
+    proxy.add(Fault("delay", method="PUT", seconds=1.0))
+    with socket.create_connection(("127.0.0.1", proxy.port)) as client:
+        client.sendall(f"PUT {PATH} HTTP/1.1\r\nHost: a\r\nContent-Length: {len(BODY)}\r\n\r\n".encode())
+        client.sendall(BODY)
+        client.shutdown(socket.SHUT_WR)
+        while not proxy.requests:
+            time.sleep(0.01)
+    assert not proxy.settle(0.0)
+    assert proxy.settle()
+    assert proxy.requests[0].fault == "delay"
+
+
 def test_connections_that_a_peer_does_not_read_are_cut() -> None:
     """What is closed, but not sent yet, would stay open after the end of its loop."""
     size = 64 << 20
