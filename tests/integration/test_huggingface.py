@@ -514,6 +514,23 @@ def test_ranks_load_what_they_need_and_no_more(
     assert sum(seen.bytes_out for seen in proxy.requests) <= 1.02 * sum(needed)
 
 
+def export_in_the_background(url: str, kind: str) -> None:
+    from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
+
+    state = sharded(whole_model(1))
+    writer = HuggingFaceStorageWriter(url, save_distributed=True, enable_consolidation=True, part_size=MIB)
+    kinds = AsyncCheckpointerType[kind]
+    dcp.async_save(state, storage_writer=writer, async_checkpointer_type=kinds).result()
+
+
+@since(2, 7, "a choice of the executor, and with it staging of what is in CPU memory")
+@pytest.mark.parametrize("kind", ["THREAD", "PROCESS"])
+def test_an_export_in_the_background(seaweedfs_bucket: Bucket, worlds: World, kind: str) -> None:
+    url = f"{seaweedfs_bucket.url}/m"
+    worlds(2).run(export_in_the_background, url, kind)
+    worlds(2).run(load_sharded_model, url, 1)
+
+
 # --- transformers
 
 
