@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 from collections.abc import Callable
@@ -511,6 +512,84 @@ def test_ranks_load_what_they_need_and_no_more(
     needed = worlds(4).run(load_counted, f"{seaweedfs_bucket.url}/m", shapes)
     assert sum(needed) == sum(tensor.nbytes for tensor in full.values())
     assert sum(seen.bytes_out for seen in proxy.requests) <= 1.02 * sum(needed)
+
+
+def export_in_the_background(url: str, kind: str) -> None:
+    from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
+
+    state = sharded(whole_model(1))
+    writer = HuggingFaceStorageWriter(url, save_distributed=True, enable_consolidation=True, part_size=MIB)
+    kinds = AsyncCheckpointerType[kind]
+    dcp.async_save(state, storage_writer=writer, async_checkpointer_type=kinds).result()
+
+
+@since(2, 7, "a choice of the executor, and with it staging of what is in CPU memory")
+@pytest.mark.parametrize("kind", ["THREAD", "PROCESS"])
+def test_an_export_in_the_background(seaweedfs_bucket: Bucket, worlds: World, kind: str) -> None:
+    url = f"{seaweedfs_bucket.url}/m"
+    worlds(2).run(export_in_the_background, url, kind)
+    worlds(2).run(load_sharded_model, url, 1)
+
+
+# --- transformers
+
+
+def causal_model(seed: int) -> Any:
+    """A small model of transformers, the same on all ranks."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "vocab_size": 101}
+    counts = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(**sizes, **counts))
+
+
+def fully_sharded(model: Any) -> dict[str, Any]:
+    from torch.distributed.checkpoint.state_dict import get_model_state_dict
+    from torch.distributed.fsdp import fully_shard
+
+    line = init_device_mesh("cpu", (dist.get_world_size(),))
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=line)
+    fully_shard(model, mesh=line)
+    return get_model_state_dict(model)
+
+
+def save_pretrained(folder: str, seed: int) -> None:
+    if dist.get_rank() == 0:
+        causal_model(seed).save_pretrained(folder, max_shard_size="50KB")
+
+
+def load_pretrained_into_shards(url: str, seed: int) -> None:
+    state = fully_sharded(causal_model(seed + 1))
+    dcp.load(state, storage_reader=HuggingFaceStorageReader(url))
+    scenarios.assert_same(state, causal_model(seed).state_dict())
+
+
+def export_shards(url: str, seed: int) -> None:
+    writer = HuggingFaceStorageWriter(url, save_distributed=True, enable_consolidation=True)
+    dcp.save(fully_sharded(causal_model(seed)), storage_writer=writer)
+
+
+def open_with_transformers(folder: str, seed: int) -> None:
+    from transformers import LlamaForCausalLM
+
+    opened = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    scenarios.assert_same(dict(opened.state_dict()), dict(causal_model(seed).state_dict()))
+
+
+def test_models_of_transformers_go_both_ways(seaweedfs_bucket: Bucket, worlds: World, tmp_path: Path) -> None:
+    if importlib.util.find_spec("transformers") is None:
+        pytest.skip("transformers is not installed")
+    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
+    worlds(2).run(save_pretrained, str(theirs), 1)
+    assert len(list(theirs.glob("*.safetensors"))) > 1
+    upload(theirs, seaweedfs_bucket, "theirs")
+    worlds(2).run(load_pretrained_into_shards, f"{seaweedfs_bucket.url}/theirs", 1)
+    worlds(2).run(export_shards, f"{seaweedfs_bucket.url}/ours", 2)
+    download(seaweedfs_bucket, "ours", ours)
+    (ours / "config.json").write_bytes((theirs / "config.json").read_bytes())
+    worlds(2).run(open_with_transformers, str(ours), 2)
 
 
 # --- failures
