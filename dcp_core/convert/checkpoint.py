@@ -31,7 +31,14 @@ class CheckpointSource(Source):
 
     def __init__(self, reader: StorageReader) -> None:
         self._reader = reader
-        self._metadata: Metadata = reader.read_metadata()
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        self._metadata: Metadata = self._reader.read_metadata()
         entries = self._metadata.state_dict_metadata
         tensors = {name: one for name, one in entries.items() if isinstance(one, TensorStorageMetadata)}
         blanks = dict(zip(tensors, _blanks(tensors), strict=True))

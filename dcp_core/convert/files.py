@@ -70,7 +70,12 @@ def open_file(path: Path, options: Mapping[str, Any]) -> RangeFile:
     if scheme_of(path) is None:
         refuse_folded(path)
         return _LocalFile(path)
-    return _Object(CheckpointStore(path, LoadOptions, options))
+    place = CheckpointStore(path, LoadOptions, options)
+    try:
+        return _Object(place)
+    except BaseException:
+        place.close()
+        raise
 
 
 class _LocalFile(RangeFile):
@@ -183,7 +188,12 @@ def file_sink(path: Path, options: Mapping[str, Any], size: int) -> Iterator[Sin
         refuse_folded(path)
         sink = _LocalSink(os.fspath(path), overwrite=bool(options.get("overwrite", True)))
     else:
-        sink = _Upload(CheckpointStore(path, SaveOptions, options), size)
+        place = CheckpointStore(path, SaveOptions, options)
+        try:
+            sink = _Upload(place, size)
+        except BaseException:
+            place.close()
+            raise
     try:
         yield sink
         sink.finish()

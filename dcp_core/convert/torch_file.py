@@ -149,10 +149,10 @@ class TorchFileSource(Source):
         self._storages: list[torch.UntypedStorage] = []
         try:
             self.state = self._load()
+            self.size = sum(blank.nbytes for blank in blanks_in(self.state, self))
         except BaseException:
             self._file.close()
             raise
-        self.size = sum(blank.nbytes for blank in blanks_in(self.state, self))
 
     def _load(self) -> dict[str, Any]:
         reading = _Cached(self._file)
@@ -247,7 +247,8 @@ class TorchFileSource(Source):
         return value is None or isinstance(value, kinds)
 
     def is_blank(self, tensor: torch.Tensor) -> bool:
-        return address(tensor) in self._places
+        # where there are places, all tensors are of the plain kind
+        return bool(self._places) and address(tensor) in self._places
 
     def fetch(self, blanks: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         ranges, values = [], []

@@ -11,7 +11,8 @@ import os
 import re
 from typing import Any
 
-from dcp_core.runtime.torch_private import wrap_process_saves, wrap_storage_setup
+from dcp_core.errors import InvalidLocationError
+from dcp_core.runtime.torch_private import look_at_folders, wrap_process_saves, wrap_storage_setup
 from dcp_core.seam.location import Location, scheme_of
 from dcp_core.seam.registry import known_schemes
 from dcp_core.storage.reader import CloudStorageReader
@@ -33,6 +34,8 @@ def use_url_checkpoint_ids(*, fsspec: bool = True, **options: Any) -> None:
 
     Other ids, and calls that bring a writer or reader, go the way they went. Calling it again replaces the
     options. A URL that went through ``pathlib`` is refused: torch would write to a local folder of that name.
+    So is a URL that torch's own writers and readers of local folders are given, ``HuggingFaceStorageWriter``
+    and ``torch_save_to_dcp`` among them: :mod:`dcp_core.huggingface` and :mod:`dcp_core.convert` take URLs.
 
     Args:
         fsspec: also let fsspec look into buckets through this library, in place of the file systems of other
@@ -43,6 +46,7 @@ def use_url_checkpoint_ids(*, fsspec: bool = True, **options: Any) -> None:
         UnsupportedError: this release of torch chooses writers in another way; nothing was changed.
     """
     wrap_storage_setup(lambda current: _with_urls(getattr(current, _MARK, current), options))
+    look_at_folders(_refuse_url)
     wrap_process_saves(lambda writer, checkpoint_id: writer or _writer_for(checkpoint_id, options))
     if fsspec:
         # fsspec comes with torch; whoever leaves it out need not have it
@@ -82,6 +86,21 @@ def _is_url(checkpoint_id: str | os.PathLike[str]) -> bool:
     """
     refuse_folded(checkpoint_id)
     return scheme_of(checkpoint_id) in known_schemes()
+
+
+def _refuse_url(path: str | os.PathLike[str]) -> None:
+    """Refuse what torch would take for a folder on this machine's disk.
+
+    Raises:
+        InvalidLocationError: it is a URL that an installed backend serves.
+    """
+    refuse_folded(path)
+    if scheme_of(path) in known_schemes():
+        raise InvalidLocationError(
+            f"{os.fspath(path)} is no folder on a disk, which is all that torch's own class works on: use "
+            "CloudStorageWriter, CloudStorageReader, the classes of dcp_core.huggingface or the functions of "
+            "dcp_core.convert"
+        )
 
 
 def refuse_folded(path: str | os.PathLike[str]) -> None:

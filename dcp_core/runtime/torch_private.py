@@ -12,6 +12,7 @@ name                                       since    without it
                                                     went through a stream transform (a compression)
 ``c.state_dict_saver._storage_setup``,     2.2      ``UnsupportedError`` from
 ``c.state_dict_loader._storage_setup``              ``use_url_checkpoint_ids()``
+``c.filesystem.FileSystem.init_path``      2.3      torch's writers of local folders make folders of URLs
 ``c.state_dict_saver.``                    2.7      saves in a process of their own have to be given a
 ``_ProcessBasedAsyncCheckpointExecutor``            writer: URLs as ids do not reach them
 ``torch.serialization._save``,             1.6      frames come from the public ``torch.save``, which
@@ -84,6 +85,7 @@ __all__ = [
     "group_rank",
     "has_foreign_modes",
     "is_fake",
+    "look_at_folders",
     "on_stream",
     "planned_object_bytes",
     "staged_copy",
@@ -360,6 +362,26 @@ def wrap_storage_setup(wrap: Callable[[Any], Any]) -> None:
             )
     for module in modules:
         vars(module)["_storage_setup"] = wrap(vars(module)["_storage_setup"])
+
+
+def look_at_folders(look: Callable[[Any], None]) -> None:
+    """Have torch's own writers and readers of local folders call ``look(path)`` first, which may refuse.
+
+    They make a ``Path`` of whatever they are given, and then a folder of it. Where torch goes another way,
+    they go on doing so.
+    """
+    kind: Any = filesystem.FileSystem
+    current = getattr(kind, "init_path", None)
+    if not callable(current):
+        return
+    original = getattr(current, "_dcp_cloud", current)
+
+    def init_path(self: Any, path: Any) -> Any:
+        look(path)
+        return original(self, path)
+
+    setattr(init_path, "_dcp_cloud", original)  # noqa: B010
+    kind.init_path = init_path
 
 
 def wrap_process_saves(choose: Callable[[Any, Any], Any]) -> bool:

@@ -115,3 +115,31 @@ print(loaded(storage_reader=dcp.FileSystemReader(folder + "/other")))
 """
     assert run(tmp_path, seaweedfs_bucket, body).split() == ["4.0", "5.0"]
     assert seaweedfs_bucket.keys() == []
+
+
+def test_writers_of_local_folders_refuse_urls(seaweedfs_bucket: Bucket, tmp_path: Path) -> None:
+    """Before the opt-in they make a folder named after the scheme, and say nothing."""
+    body = """
+from torch.distributed.checkpoint import format_utils
+torch.save(state(1), "file.pt")
+writer = dcp.FileSystemWriter("local")
+use_url_checkpoint_ids()
+calls = [
+    lambda: dcp.FileSystemWriter(url),
+    lambda: dcp.FileSystemReader(pathlib.Path(url)),
+    lambda: dcp.HuggingFaceStorageWriter(url),
+    lambda: dcp.HuggingFaceStorageReader(url),
+    lambda: format_utils.torch_save_to_dcp("file.pt", url),
+    lambda: format_utils.dcp_to_torch_save(url, "made.pt"),
+    lambda: dcp.save(state(1), storage_writer=writer, checkpoint_id=url),
+]
+for call in calls:
+    try:
+        call()
+    except InvalidLocationError as error:
+        print("dcp_core.convert" in str(error) or "pathlib" in str(error))
+format_utils.torch_save_to_dcp("file.pt", "made")
+print(loaded(storage_reader=dcp.FileSystemReader(pathlib.Path("made"))))
+"""
+    assert run(tmp_path, seaweedfs_bucket, body).split() == [*["True"] * 7, "1.0"]
+    assert seaweedfs_bucket.keys() == []
