@@ -49,7 +49,7 @@ OPTIONS = {
 }
 #: What else is written ``name=`` in the text of pages: keywords of torch, of dataclasses, of gcloud, of runs.
 KEYWORDS = {
-    *("no_dist", "use_collectives", "checkpoint_id", "repr", "expression", "title"),
+    *("async_stager", "no_dist", "use_collectives", "checkpoint_id", "repr", "expression", "title"),
     *("count", "mode", "fall_back", "fsspec"),
 }
 #: Runs each block of a page with names of its own, and says of a failure on which line of the page it is.
