@@ -214,16 +214,53 @@ def write_archive(
     if save is None or writer_type is None:
         raise _lacks("torch.serialization._save", "files cannot be written a tensor at a time")
     options = getattr(torch.serialization, "get_crc32_options", None)
-    writer = writer_type(sink, True if options is None else options(), *_alignment(None))
-    save(value, _Late(writer, contents), pickle, torch.serialization.DEFAULT_PROTOCOL, False)
-    writer.write_end_of_file()
+    guarded = _Guarded(sink)
+    writer = writer_type(guarded, True if options is None else options(), *_alignment(None))
+    try:
+        save(value, _Late(writer, guarded, contents), pickle, torch.serialization.DEFAULT_PROTOCOL, False)
+    except BaseException as error:
+        guarded.error = guarded.error or error
+        raise
+    finally:
+        # a writer that goes without it ends the process if the sink fails then
+        writer.write_end_of_file()
+    guarded.check()
+
+
+class _Guarded:
+    """A sink whose failures do not pass through torch's writer; after one, nothing is written any more."""
+
+    def __init__(self, sink: _Sink) -> None:
+        self._sink = sink
+        self.error: BaseException | None = None
+
+    def write(self, data: bytes | memoryview) -> int:
+        if self.error is None:
+            try:
+                return self._sink.write(data)
+            except BaseException as error:  # noqa: BLE001  # raised by check()
+                self.error = error
+        return memoryview(data).nbytes
+
+    def flush(self) -> None:
+        self._sink.flush()
+
+    def check(self) -> None:
+        if self.error is not None:
+            raise self.error
 
 
 class _Late:
     """A zip writer that gets the elements of storages when it is about to write them."""
 
-    def __init__(self, writer: Any, contents: Callable[[torch.UntypedStorage], torch.UntypedStorage]) -> None:
+    def __init__(
+        self,
+        writer: Any,
+        sink: _Guarded,
+        contents: Callable[[torch.UntypedStorage], torch.UntypedStorage],
+    ) -> None:
         self._writer = writer
+        self._sink = sink
         self._contents = contents
 
     def write_record(self, name: str, data: Any, size: int) -> None:
@@ -232,6 +269,7 @@ class _Late:
             if data.nbytes() < size:
                 raise differs("torch.save", f"writes {size} bytes of a storage of {data.nbytes()}")
         self._writer.write_record(name, data, size)
+        self._sink.check()
 
 
 class _Aligned:
