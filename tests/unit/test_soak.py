@@ -27,7 +27,7 @@ def test_what_is_held_is_counted() -> None:
     thread = threading.Thread(target=release.wait)
     thread.start()
     with socket.socket():
-        block = bytearray(64 << 20)
+        block = bytearray(256 << 20)
         block[::4096] = b"x" * len(block[::4096])
         during = holding()
     release.set()
@@ -35,7 +35,8 @@ def test_what_is_held_is_counted() -> None:
     assert during.threads == before.threads + 1
     assert during.sockets == before.sockets + 1
     assert during.descriptors == before.descriptors + 1
-    assert during.memory > before.memory + 48
+    # tests before this one may have left what is freed meanwhile
+    assert during.memory > before.memory + 64
 
 
 def test_what_grows_is_found() -> None:
