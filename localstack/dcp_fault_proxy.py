@@ -263,6 +263,7 @@ class FaultProxy:
 
     async def _late(self, case: _Case) -> web.Response:
         response = await self._done(case)
+        case.seen.status = response.status
         await asyncio.sleep(case.fault.seconds)
         return response.to(case.seen)
 

@@ -127,7 +127,7 @@ class Seen:
     """One request that came by.
 
     Attributes:
-        status: of the response that the client got, or would have got; 0 if there was none.
+        status: of the response that the client got, or would have got; 0 as long as there is none.
         bytes_in, bytes_out: of the bodies of request and response, as far as they were passed on.
         fault: kind of the fault that broke it.
     """

@@ -41,14 +41,19 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 @contextlib.contextmanager
 def signalled(proxy: FaultProxy, operation: str, number: signal.Signals) -> Iterator[None]:
-    """Send this process a signal once the proxy has seen a request of ``operation``."""
+    """Send this process a signal once requests of ``operation`` are done, and wait for their responses."""
+
+    def done() -> int:
+        """How many there are; 0 while one of them is on its way."""
+        statuses = [seen.status for seen in list(proxy.requests) if seen.operation == operation]
+        return len(statuses) if all(statuses) else 0
 
     def watch() -> None:
-        ends_at = time.monotonic() + 60
-        while operation not in proxy.operations() and time.monotonic() < ends_at:
-            time.sleep(0.02)
-        # the client waits for the response by now
-        time.sleep(0.2)
+        ends_at = time.monotonic() + 120
+        before, now = 0, done()
+        while (now == 0 or now != before) and time.monotonic() < ends_at:
+            time.sleep(0.5)
+            before, now = now, done()
         os.kill(os.getpid(), number)
 
     before = signal.signal(number, signal.default_int_handler if number == signal.SIGINT else _terminate)

@@ -36,6 +36,24 @@ COMBINED = 100
 Points = Sequence[Broken | Death]
 
 
+def faults_at(sweep: Sweep, scenario: Scenario, cloud: str) -> list[Broken]:
+    """Every fault at every request of a scenario that this server can be asked to take."""
+    return [point for point in broken_points(sweep.requests(scenario)) if not is_beyond(cloud, point)]
+
+
+def combinations(sweep: Sweep, scenario: Scenario, cloud: str, count: int, seed: int = 0) -> list[Broken]:
+    """Sets of several of those."""
+    found = combined_points(sweep.requests(scenario), count, seed)
+    return [point for point in found if not is_beyond(cloud, point)]
+
+
+def is_beyond(cloud: str, point: Broken) -> bool:
+    """LocalStack empties the object that a repeated PUT has stored, once the body of the first one ends."""
+    return cloud == "localstack" and any(
+        way.fault["kind"] == "stall_request" and request.bytes_in for way, request in point.breaks
+    )
+
+
 def try_all(sweep: Sweep, scenario: Scenario, points: Points) -> list[str]:
     """Run points; returns what was wrong."""
     return [
@@ -59,14 +77,14 @@ def seed_of(request: pytest.FixtureRequest) -> int:
 def test_a_sample_of_saves(sweep: Sweep, request: pytest.FixtureRequest) -> None:
     found = []
     for name, count in zip(SAVES, (3, 5, 2, 2), strict=True):
-        points = broken_points(sweep.requests(SCENARIOS[name]))
+        points = faults_at(sweep, SCENARIOS[name], cloud_of(request))
         found += try_all(sweep, SCENARIOS[name], sample(points, count, seed_of(request)))
     assert not found, "\n".join(found)
 
 
 def test_a_sample_of_loads(sweep: Sweep, request: pytest.FixtureRequest) -> None:
     scenario = SCENARIOS["a load"]
-    points = broken_points(sweep.requests(scenario))
+    points = faults_at(sweep, scenario, cloud_of(request))
     found = try_all(sweep, scenario, sample(points, 8, seed_of(request)))
     assert not found, "\n".join(found)
 
@@ -80,7 +98,7 @@ def test_a_sample_of_deaths(sweep: Sweep, request: pytest.FixtureRequest) -> Non
 
 def test_a_sample_of_several_faults_at_once(sweep: Sweep, request: pytest.FixtureRequest) -> None:
     scenario = SCENARIOS["a save over a checkpoint"]
-    points = combined_points(sweep.requests(scenario), 3, seed_of(request))
+    points = combinations(sweep, scenario, cloud_of(request), 3, seed_of(request))
     found = try_all(sweep, scenario, points)
     assert not found, "\n".join(found)
 
@@ -97,7 +115,7 @@ def run_and_count(sweep: Sweep, scenario: Scenario, points: Points, cloud: str, 
 @pytest.mark.timeout(4 * 3600)
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_every_fault_at_every_request(sweep: Sweep, request: pytest.FixtureRequest, name: str) -> None:
-    points = broken_points(sweep.requests(SCENARIOS[name]))
+    points = faults_at(sweep, SCENARIOS[name], cloud_of(request))
     run_and_count(sweep, SCENARIOS[name], points, cloud_of(request), "one fault")
 
 
@@ -113,5 +131,5 @@ def test_every_death_at_every_request(sweep: Sweep, request: pytest.FixtureReque
 @pytest.mark.timeout(4 * 3600)
 @pytest.mark.parametrize("name", FATAL + LOADS)
 def test_many_sets_of_several_faults(sweep: Sweep, request: pytest.FixtureRequest, name: str) -> None:
-    points = combined_points(sweep.requests(SCENARIOS[name]), COMBINED)
+    points = combinations(sweep, SCENARIOS[name], cloud_of(request), COMBINED)
     run_and_count(sweep, SCENARIOS[name], points, cloud_of(request), "several faults at once")

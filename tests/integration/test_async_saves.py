@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
@@ -89,3 +91,29 @@ def test_saves_that_overlap_at_one_url_leave_one_of_them(seaweedfs_bucket: Bucke
     for error in worlds(1).outcomes(loaded, f"{seaweedfs_bucket.url}/run"):
         assert isinstance(error, CheckpointException)
         assert isinstance(error.failures[0][0], CheckpointNotFoundError)
+
+
+SCRIPT = """
+import sys, warnings
+warnings.filterwarnings("ignore")
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from dcp_core import CloudStorageWriter
+
+dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+state = {"weight": torch.full((4 << 20,), 7.0), "step": 7.0}
+dcp.async_save(state, storage_writer=CloudStorageWriter(sys.argv[1]))
+"""
+
+
+def test_a_script_may_end_without_waiting(seaweedfs_bucket: Bucket, worlds: World) -> None:
+    """Python waits for the thread that saves, though newer ones let it start no thread any more."""
+    url = f"{seaweedfs_bucket.url}/run"
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, url], capture_output=True, text=True, check=False, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    assert worlds(1).run(loaded, url) == [7.0]
+    assert len(seaweedfs_bucket.keys()) == 2
+    assert seaweedfs_bucket.uploads() == []

@@ -294,13 +294,16 @@ def test_urls_as_checkpoint_ids(
     """An explicit opt-in; what is no URL of ours goes where it went."""
     from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 
-    for module in (state_dict_saver, state_dict_loader):
-        monkeypatch.setattr(module, "_storage_setup", module._storage_setup)  # restored afterwards
+    # what the opt-in replaces in this process is put back afterwards
+    names = {state_dict_saver: ("_storage_setup", "_ProcessBasedAsyncCheckpointExecutor")}
+    for module, replaced in {**names, state_dict_loader: ("_storage_setup",)}.items():
+        for name in replaced:
+            monkeypatch.setattr(module, name, getattr(module, name, None), raising=False)
     url = f"{seaweedfs_bucket.url}/run"
-    use_url_checkpoint_ids(overwrite_nothing=1)
+    use_url_checkpoint_ids(fsspec=False, overwrite_nothing=1)
     with pytest.raises(ConfigurationError, match="overwrite_nothing"):
         dcp.save(state_of(1), checkpoint_id=url)
-    use_url_checkpoint_ids(max_attempts=2)
+    use_url_checkpoint_ids(fsspec=False, max_attempts=2)
     for checkpoint in (url, str(tmp_path / "local")):
         dcp.save(state_of(1), checkpoint_id=checkpoint)
         target = {"weight": torch.zeros(200, 100)}

@@ -33,6 +33,7 @@ PAGES = [
     "docs/clouds/gcs.md",
     "docs/clouds/s3.md",
     "docs/examples.md",
+    "docs/huggingface.md",
     "docs/runs.md",
     "docs/tuning.md",
     "docs/tutorial.md",

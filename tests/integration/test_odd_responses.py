@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -321,7 +322,7 @@ def test_a_list_that_never_ends(cloud: str, bucket: Any, store: ObjectStore, alt
     """Every page names the same next one: it is asked for once."""
     bucket.write("run/key", b"data")
     altered.alter = truncated(cloud, "run/key")
-    refused(lambda: list(store.list("run/")), bucket.name, "run/")
+    refused(lambda: list(islice(store.list("run/"), 10)), bucket.name, "run/")
     assert len(altered.seen) == 2
 
 

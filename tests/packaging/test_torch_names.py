@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,7 @@ def _looked_up(node: ast.Subscript, known: _Aliases) -> Iterator[str]:
         yield f"{name}.{node.slice.value}"
 
 
+@cache
 def defined_here() -> frozenset[str]:
     """Names that begin with an underscore and that this library defines itself."""
     return frozenset(name for path in SOURCES for name in _defined(ast.parse(path.read_text())))

@@ -31,10 +31,8 @@ _LIMIT = 300.0
 
 
 def main(arguments: list[str]) -> int:
+    """Run it; returns the exit code."""
     options = _options(arguments)
-    # torch tells of every failure
-    logging.disable()
-    warnings.simplefilter("ignore")
     with _bucket() as bucket, FaultProxy(bucket.server.endpoint) as proxy:
         summary: dict[str, Any] = {
             "seed": options.seed,
@@ -67,11 +65,16 @@ def _options(arguments: list[str]) -> argparse.Namespace:
 @contextlib.contextmanager
 def _bucket() -> Iterator[Bucket]:
     """A bucket on a server of its own, to which the environment leads."""
+    before = dict(os.environ)
     with SeaweedFS() as server:
         server.make_bucket(_BUCKET)
         os.environ.update(server.environment())
-        with contextlib.closing(server.client()) as client:
-            yield Bucket(server, _BUCKET, client)
+        try:
+            with contextlib.closing(server.client()) as client:
+                yield Bucket(server, _BUCKET, client)
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
 
 
 def _soak(
@@ -145,4 +148,7 @@ def _telling() -> Callable[[str], None]:
 
 
 if __name__ == "__main__":
+    # torch tells of every failure
+    logging.disable()
+    warnings.simplefilter("ignore")
     sys.exit(main(sys.argv[1:]))

@@ -13,6 +13,7 @@ from dcp_fault_proxy import FaultProxy
 from dcp_faults import Fault
 from sweep import cases
 from sweep.judge import Case, Judge
+from sweep.run import is_held
 from sweep.world import World
 
 from soak.trouble import random_fault
@@ -81,9 +82,8 @@ class Crashes:
         arrives = self._chance.random() < 0.5
         self._proxy.clear()
         self._proxy.add(hold, *others)
-        while not self._proxy.wait_held(0.05):
-            if world.has_ended():
-                return
+        if not is_held(self._proxy, world):
+            return
         world.signal(range(world.size), signal.SIGKILL)
         world.wait_dead(range(world.size), _LIMIT)
         self._proxy.release(drop=not arrives)

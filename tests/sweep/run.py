@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,12 +19,15 @@ from sweep.points import Broken, Death, Scenario
 from sweep.requests import AtRequest, Request, requests_in
 from sweep.world import World
 
-__all__ = ["Result", "Sweep"]
+__all__ = ["Result", "Sweep", "is_held"]
 
 #: Seconds after which ranks hang, and for what is dropped.
 _LIMIT = 180.0
 #: Seconds for a rank to end of a signal that it may handle, before the request goes on that it may wait for.
 _MOMENT = 0.5
+#: Seconds between two looks at the ranks while no request is held yet.
+_LOOK = 0.1
+_EVER = 1_000_000
 #: Seeds have four digits.
 _FIRST, _SEEDS = 1000, 8000
 #: What the phases before the end ask for; the rank that is not refused may do it at any time.
@@ -128,10 +132,11 @@ class Sweep:
     def _save(self, scenario: Scenario, point: Broken) -> tuple[Verdict, bool]:
         seed, before = next(self._seeds), self._there
         faults: list[Fault] = [one.at_request(request) for one, request in point.breaks]
-        with self._faults(*faults, *_of(scenario)):
+        anyway = _of(scenario)
+        with self._faults(*faults, *anyway):
             world = self._begin(cases.save, self._judge.url, seed, dict(point.options))
-            if scenario.overtaken:
-                before = self._overtake()
+            if scenario.overtaken and is_held(self._proxy, world):
+                before = self._overtake(*anyway)
             outcomes = world.end(_LIMIT)
         case = Case(
             *(before, seed, outcomes),
@@ -140,13 +145,14 @@ class Sweep:
         )
         return self._judged(case, point.comes_later), case.succeeded
 
-    def _overtake(self) -> int:
-        """Another job's save, while a request of this one is held."""
-        assert self._proxy.wait_held(_LIMIT), "nothing is held"
+    def _overtake(self, hold: Fault) -> int:
+        """Another job's save, while a request of this one is held, and whatever repeats it."""
         seed = next(self._seeds)
         cases.save(self._judge.url, seed, PATIENCE)
         self._saved_by_ranks = False
-        self._proxy.release()
+        hold.times = 0
+        while self._proxy.wait_held(_LOOK):
+            self._proxy.release()
         return seed
 
     def _judged(self, case: Case, comes_later: bool) -> Verdict:
@@ -176,22 +182,35 @@ class Sweep:
         seed, before = next(self._seeds), self._there
         with self._faults(AtRequest("hold", name=point.request.name, skip=point.request.earlier)):
             world = self._begin(cases.save, self._judge.url, seed, {})
-            assert self._proxy.wait_held(_LIMIT), f"{point.request} did not come"
-            world.signal(point.ranks, point.signal)
-            world.wait_dead(point.ranks, _MOMENT)
-            self._proxy.release(drop=not point.arrives)
+            held = is_held(self._proxy, world)
+            if held:
+                world.signal(point.ranks, point.signal)
+                world.wait_dead(point.ranks, _MOMENT)
+                self._proxy.release(drop=not point.arrives)
             outcomes = world.end(_LIMIT)
             # nobody goes on after the death of a rank
             self.close()
-        case = Case(before, seed, outcomes, died=True)
-        return self._judge.judge(case), case.succeeded
+        case = Case(before, seed, outcomes, died=held)
+        verdict = self._judge.judge(case)
+        if not held:
+            verdict.violations.append("the request did not come: this point is not there")
+        return verdict, case.succeeded
+
+
+def is_held(proxy: FaultProxy, world: World) -> bool:
+    """Wait until a request is held; whether one is before all ranks are done, or hang."""
+    until = time.monotonic() + _LIMIT
+    while not world.has_ended() and time.monotonic() < until:
+        if proxy.wait_held(_LOOK):
+            return True
+    return False
 
 
 def _of(scenario: Scenario) -> list[Fault]:
     """What happens in a scenario anyway."""
     if scenario.overtaken:
-        return [Fault("hold", operation="PutObject", path=r"distcp$")]
+        return [Fault("hold", operation="PutObject", path=r"distcp$", times=_EVER)]
     if scenario.refused:
-        denied = {"status": 403, "code": "AccessDenied", "times": 1_000_000}
+        denied = {"status": 403, "code": "AccessDenied", "times": _EVER}
         return [Fault("error", operation="CompleteMultipartUpload", **denied)]
     return []

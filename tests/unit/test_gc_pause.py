@@ -8,6 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -144,9 +145,16 @@ def test_a_save_and_a_load(kept: bool) -> None:
     assert all(seen)
 
 
-def test_planning_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time, which stands still until the test moves it on."""
+    now = [1000.0]
+    monkeypatch.setattr(gc_pause, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
+
+
+def test_planning_that_fails(now: list[float]) -> None:
     """No method of ours is called afterwards, and writer, reader and traceback may be kept."""
-    monkeypatch.setattr(gc_pause, "_PLANNING", 0.2)
     MemoryStore.create_bucket("collector")
 
     class Saves(dcp.DefaultSavePlanner):
@@ -163,17 +171,18 @@ def test_planning_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
         dcp.save(STATE, storage_writer=saves, planner=Saves())
     with pytest.raises(dcp.CheckpointException):
         dcp.load(dict(STATE), storage_reader=loads, planner=Loads())
+    now[0] += gc_pause._PLANNING
+    gc.collect(0)
     assert frozen()
-    time.sleep(0.3)
+    now[0] += 1
     gc.collect(0)
     assert not frozen()
 
 
-def test_a_transfer_may_take_longer_than_planning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gc_pause, "_PLANNING", 0.0)
+def test_a_transfer_may_take_longer_than_planning(now: list[float]) -> None:
     settled = FrozenHeap()
     with settled:
-        time.sleep(0.01)
+        now[0] += 10 * gc_pause._PLANNING
         gc.collect()
         assert frozen()
     assert not frozen()

@@ -25,7 +25,7 @@ def pair() -> Iterator[tuple[socket.socket, http.client.HTTPResponse]]:
         client = socket.create_connection(listener.getsockname())
         server, _ = listener.accept()
     with client, server:
-        client.settimeout(5)
+        client.settimeout(60)
         server.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (8 * MIB))
         response = http.client.HTTPResponse(client, method="GET")
         response.begin()
@@ -62,7 +62,7 @@ def test_small_responses_are_left_alone(
 def test_an_answer_that_trickles_arrives_whole(
     pair: tuple[socket.socket, http.client.HTTPResponse],
 ) -> None:
-    """No call waits for more than there will be: each would take the five seconds of the time limit."""
+    """No call waits for more than there will be: each would take the minute of the time limit."""
     server, response = pair
 
     def trickle() -> None:
@@ -79,4 +79,4 @@ def test_an_answer_that_trickles_arrives_whole(
         water.before(wanted, left)
         left -= response.readinto(buffer[:wanted])
     sender.join()
-    assert time.monotonic() - started < 4
+    assert time.monotonic() - started < 50

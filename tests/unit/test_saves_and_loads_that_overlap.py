@@ -148,6 +148,18 @@ def test_names_are_relative_to_the_first_url_and_its_bucket() -> None:
     assert load(MemoryStore("bucket"), url=f"{URL}/below") == 2
 
 
+def test_names_are_relative_to_the_first_url_and_its_cloud() -> None:
+    """A thread that was at another cloud comes back with the backend and the options of the first one."""
+    writer = CloudStorageWriter("s3://bucket/run", part_size=5 << 20)
+    first = writer.checkpoint.store_options
+    writer.reset("gs://other/elsewhere")
+    assert type(writer.checkpoint.store_options) is not type(first)
+    assert writer.checkpoint.options.part_size == 5 << 20
+    writer.reset("below")
+    assert writer.checkpoint_id == "s3://bucket/run/below"
+    assert writer.checkpoint.store_options == first
+
+
 def test_a_failed_save_leaves_nothing_to_the_next(store: UnreliableStore, writer: CloudStorageWriter) -> None:
     """No id, no name of a data object, no record that it found."""
     failed = writer.storage_meta()
