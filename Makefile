@@ -20,8 +20,9 @@ READY := .venv/.ready
 
 .PHONY: help check demo test test-all test-next test-matrix reliability soak bench docs lint clean
 
-# tests run in as many processes as there are cores; each starts its own servers
-PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile
+# processes that run tests, each with servers of its own, 3 GB or so; JOBS=4 where there is room
+JOBS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 help:
 	@sed -n 's/^# \(make.*\)/\1/p' Makefile
