@@ -72,8 +72,9 @@ def dcp_to_torch_save(
 ) -> None:
     """Make a ``torch.save`` file of a DCP checkpoint, like torch's function of this name.
 
-    Either may be a path or a URL. No more is in memory than the largest tensor and ``memory_limit``. The file
-    is there once it is whole; one that was there is replaced.
+    Either may be a path or a URL. In memory are a few of the largest tensors and buffers within
+    ``memory_limit``, whatever the size of the whole. The file is there once it is whole; one that was there is
+    replaced.
 
     Args:
         dcp_checkpoint_dir: the checkpoint.
@@ -104,9 +105,9 @@ def torch_save_to_dcp(
 ) -> None:
     """Make a DCP checkpoint of a ``torch.save`` file, like torch's function of this name.
 
-    Either may be a path or a URL. No more is in memory than the largest tensor and ``memory_limit``, except
-    of files in the format of before torch 1.6 and with tensors of unusual kinds, which are read whole. The
-    file is read with ``weights_only=True`` unless ``source_options`` has it otherwise.
+    Either may be a path or a URL. In memory are a few of the largest tensors and buffers within
+    ``memory_limit``, whatever the size of the whole; except of files in the format of before torch 1.6 and
+    with tensors of unusual kinds, which are read whole. The file is read with ``weights_only=True`` unless ``source_options`` has it otherwise.
 
     Args, and errors: as for :func:`dcp_to_torch_save`.
     """
