@@ -73,8 +73,8 @@ def dcp_to_torch_save(
     """Make a ``torch.save`` file of a DCP checkpoint, like torch's function of this name.
 
     Either may be a path or a URL. In memory are a few of the largest tensors and buffers within
-    ``memory_limit``, whatever the size of the whole. The file is there once it is whole; one that was there is
-    replaced.
+    ``memory_limit``, whatever the size of the whole. The file is there once it is whole; one that was there
+    is replaced.
 
     Args:
         dcp_checkpoint_dir: the checkpoint.
@@ -107,7 +107,8 @@ def torch_save_to_dcp(
 
     Either may be a path or a URL. In memory are a few of the largest tensors and buffers within
     ``memory_limit``, whatever the size of the whole; except of files in the format of before torch 1.6 and
-    with tensors of unusual kinds, which are read whole. The file is read with ``weights_only=True`` unless ``source_options`` has it otherwise.
+    with tensors of unusual kinds, which are read whole. The file is read with ``weights_only=True``
+    unless ``source_options`` has it otherwise.
 
     Args, and errors: as for :func:`dcp_to_torch_save`.
     """
