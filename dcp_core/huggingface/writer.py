@@ -82,6 +82,10 @@ class HuggingFaceStorageWriter(CloudStorageWriter):
         **options: Any,
     ) -> None:
         super().__init__(path, **options)
+        if self.checkpoint.options.extensions:
+            raise ConfigurationError(
+                "extensions= transforms frames of DCP, and HuggingFace files have none: leave it out"
+            )
         require_numbers(fqn_to_index_mapping or {})
         self.fqn_to_index_mapping = fqn_to_index_mapping
         self.thread_count = thread_count
