@@ -172,8 +172,9 @@ class Relay:
         await response.prepare(request)
         at = fault.place(found.content_length) if fault is not None else 0
         async for piece in _pieces(found.content, act, at):
-            await response.write(piece)
+            # before they are sent: the client may look at the count as soon as it has them
             seen.bytes_out += len(piece)
+            await response.write(piece)
             await self._pace(len(piece))
         with contextlib.suppress(ConnectionError):
             await response.write_eof()
