@@ -102,7 +102,7 @@ class RankExport:
         task = self._task
         tensors = RankTensors(plan.items, planner, task.steps, self._rank)
         seconds = self._options.retry_timeout + _PATIENCE
-        with Exchange(task.members, self._rank, task.ranks, seconds) as exchange:
+        with Exchange(task.members, self._rank, task.name, seconds) as exchange:
             sent = self._transfer.run(self._drafts(tensors, exchange), self._send, self._options.concurrency)
         results = [WriteResult(item.index, planned_bytes([item]), None) for item in plan.items]
         return ExportResults(url, results, task.name, sent)
