@@ -5,7 +5,7 @@ ranks that take part, made when there is something to hand over and gone at the 
 connections close, and those that wait for it fail too.
 
 The group is not one of ``new_group``: with ``use_local_synchronization`` that names a group
-after its ranks, so that the next one of the same ranks finds the addresses of the last in the store, and waits
+after its ranks, so that the next one of the same ranks finds the addresses of the last in the store and waits
 for connections that nobody makes. This one meets under the name of the export, which no other has.
 """
 
