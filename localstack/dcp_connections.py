@@ -30,12 +30,14 @@ class ServerLoop(asyncio.SelectorEventLoop):
         self._made: list[Any] = []
 
     # private, and the same since Python 3.4: every connection of either side begins in one of these
-    def _make_socket_transport(self, *arguments: Any, **options: Any) -> Any:
-        transport = super()._make_socket_transport(*arguments, **options)  # type: ignore[misc]
+    def _make_socket_transport(self, sock: socket.socket, *arguments: Any, **options: Any) -> Any:
+        _refuse_late(sock, options.get("server"))
+        transport = super()._make_socket_transport(sock, *arguments, **options)  # type: ignore[misc]
         self._note(transport)
         return transport
 
     def _make_ssl_transport(self, rawsock: socket.socket, *arguments: Any, **options: Any) -> Any:
+        _refuse_late(rawsock, options.get("server"))
         made = super()._make_ssl_transport(rawsock, *arguments, **options)  # type: ignore[misc]
         # the transport below, which has the socket
         self._note(self._transports[rawsock.fileno()])  # type: ignore[attr-defined]
@@ -59,6 +61,16 @@ class ServerLoop(asyncio.SelectorEventLoop):
             # they are closed by callbacks
             await asyncio.sleep(0)
         raise RuntimeError(f"{len(self._made)} connections stay open")
+
+
+def _refuse_late(sock: socket.socket, server: Any) -> None:
+    """End a connection that was accepted in the moment in which its server was closed.
+
+    asyncio fails an assertion then, and leaves a transport that is half made to the garbage collector.
+    """
+    if server is not None and server._sockets is None:
+        sock.close()
+        raise ConnectionAbortedError("the server has closed")
 
 
 def _is_open(transport: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import http.client
 import socket
 import threading
@@ -446,3 +447,22 @@ def test_connections_that_a_peer_does_not_read_are_cut() -> None:
             while data := client.recv(1 << 20):
                 received += len(data)
     assert received < size
+
+
+def test_a_connection_that_is_accepted_as_the_server_closes_is_closed_too() -> None:
+    """asyncio makes half of a transport for it, and leaves that, and its socket, to the garbage collector."""
+
+    async def accept_late() -> None:
+        loop = asyncio.get_running_loop()
+        listening = await loop.create_server(asyncio.Protocol, "127.0.0.1", 0)
+        ours, theirs = socket.socketpair()
+        listening.close()
+        with theirs:
+            with pytest.raises(ConnectionAbortedError):
+                loop._make_socket_transport(ours, asyncio.Protocol(), server=listening)  # type: ignore[attr-defined]
+            assert ours.fileno() == -1
+
+    loop = ServerLoop()
+    loop.run_until_complete(accept_late())
+    loop.close()
+    gc.collect()

@@ -45,13 +45,6 @@ from dcp_core import (
 from dcp_http import HTTPOptions, HTTPStorageReader
 
 World = Callable[[int], Ranks]
-# now and then a connection of the tests' own web server outlives its loop, why is not known; whether the
-# library closes its own is counted elsewhere, as in the soak
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:unclosed transport <_SelectorSocketTransport:ResourceWarning"),
-    pytest.mark.filterwarnings("ignore:unclosed <socket.socket:ResourceWarning"),
-]
-
 MIB = 1 << 20
 SECRET = "hush-9f3"
 
