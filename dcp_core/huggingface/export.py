@@ -68,7 +68,7 @@ class Export:
 
     Args:
         files: what it consists of.
-        ranks: of each rank of the save, its rank in the default process group.
+        ranks: how many the save has.
         indexed: whether an index says which file each tensor is in.
     """
 
@@ -80,7 +80,7 @@ class Export:
         transfer: Transfer,
         *,
         files: Sequence[ExportFile],
-        ranks: Sequence[int],
+        ranks: int,
         indexed: bool,
     ) -> None:
         self.name = uuid.uuid4().hex
@@ -91,7 +91,7 @@ class Export:
         self._ranks = ranks
         self._indexed = indexed
         self._files = [_File(file, Multipart(store, transfer, location.key(file.name))) for file in files]
-        self._part_sizes = [_part_size(file, options, store.limits, len(ranks)) for file in files]
+        self._part_sizes = [_part_size(file, options, store.limits, ranks) for file in files]
         load: Counter[int] = Counter()
         self._steps: list[Step] = [
             step
@@ -117,7 +117,7 @@ class Export:
         members = exchanging(self._steps)
         largest = max((step.size for step in self._steps), default=1)
         found = []
-        for rank in range(len(self._ranks)):
+        for rank in range(self._ranks):
             steps = list(for_rank(self._steps, rank))
             files = {step.file for step in steps}
             uploads = {
@@ -126,7 +126,7 @@ class Export:
                 # files of one rank alone are no other rank's business
                 if (self._indexed or number in files) and (upload := file.upload.upload) is not None
             }
-            found.append(RankTask(self.name, uploads, steps, members, self._ranks, largest))
+            found.append(RankTask(self.name, uploads, steps, members, largest))
         return found
 
     def finish(

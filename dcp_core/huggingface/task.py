@@ -43,14 +43,12 @@ class RankTask(Channel):
         uploads: by the number of the file; those that this rank aborts if it fails.
         steps: in the order of files and parts.
         members: the ranks that hand each other rows.
-        ranks: of each rank of the save, its rank in the default process group.
         part_size: bytes of the largest part.
     """
 
     uploads: Mapping[int, Upload]
     steps: Sequence[Step]
     members: Sequence[int]
-    ranks: Sequence[int]
     part_size: int
 
 

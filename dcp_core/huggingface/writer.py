@@ -32,13 +32,6 @@ from dcp_core.transfer import Peers, Transfer
 __all__ = ["HuggingFaceStorageWriter"]
 
 
-@dataclass(frozen=True)
-class _Place:
-    """This rank in the default process group, on its way to the coordinator."""
-
-    rank: int
-
-
 @dataclass
 class _State:
     """What the coordinator knows: the files that are there, ``None`` if they may not be listed."""
@@ -129,13 +122,13 @@ class HuggingFaceStorageWriter(CloudStorageWriter):
         save.format = _State(there)
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
-        """The plan, with this rank's place among all.
+        """The plan as it is.
 
         Raises:
             UnsupportedError: an item is no tensor, or one that safetensors cannot hold.
         """
         require_tensors(plan)
-        return replace(plan, storage_data=_Place(dist.get_rank() if dist.is_initialized() else 0))
+        return plan
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         """Start the uploads; each plan gets what its rank has to do.
@@ -158,7 +151,7 @@ class HuggingFaceStorageWriter(CloudStorageWriter):
                 save.checkpoint.options,
                 save.transfer,
                 files=whole_files(plans, mapping) if whole else rank_files(plans, mapping),
-                ranks=[_place_of(plan, rank) for rank, plan in enumerate(plans)],
+                ranks=len(plans),
                 indexed=whole,
             )
             export.begin()
@@ -206,8 +199,3 @@ class HuggingFaceStorageWriter(CloudStorageWriter):
 def _joined(task: RankTask, store: ObjectStore, transfer: Transfer) -> dict[int, Multipart]:
     """Uploads that the coordinator has started."""
     return {number: Multipart(store, transfer, upload.key, upload) for number, upload in task.uploads.items()}
-
-
-def _place_of(plan: SavePlan, rank: int) -> int:
-    """A rank of the save in the default process group; the same, where its planner dropped it."""
-    return plan.storage_data.rank if isinstance(plan.storage_data, _Place) else rank

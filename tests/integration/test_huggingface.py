@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from dcp_http_servers import WebServer
 from ranks import Ranks
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.planner import SavePlan
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch_releases import since
@@ -42,6 +45,7 @@ from dcp_core.huggingface import (
     HuggingFaceStorageWriter,
     QuantizedHuggingFaceStorageReader,
 )
+from dcp_core.huggingface.exchange import Exchange
 from dcp_core.huggingface.header import dtype_name
 
 World = Callable[[int], Ranks]
@@ -791,3 +795,47 @@ def test_transforms_are_refused() -> None:
     transforms = pytest.importorskip("torch.distributed.checkpoint._extension")
     with pytest.raises(ConfigurationError, match="HuggingFace files have none"):
         HuggingFaceStorageWriter("s3://bucket/m", extensions=[transforms.ZStandard()])
+
+
+def exchange_again(names: list[str]) -> list[int]:
+    """The ranks meet once a name, and each tells the next; those that come late find what the others left."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    heard = []
+    for number, name in enumerate(names):
+        time.sleep(0.2 * ((rank + number) % size))
+        with Exchange(range(size), rank, name, 30.0) as exchange:
+            mine = torch.full((8,), 10 * number + rank, dtype=torch.uint8)
+            before, after = (rank - 1) % size, (rank + 1) % size
+            if rank == 0:
+                exchange.send(mine, after)
+                found = exchange.receive(8, before)
+            else:
+                found = exchange.receive(8, before)
+                exchange.send(mine, after)
+        heard.append(int(found[3]))
+    return heard
+
+
+def test_ranks_exchange_rows_in_one_export_after_the_other(worlds: World) -> None:
+    names = [uuid.uuid4().hex for _ in range(6)]
+    for rank, heard in enumerate(worlds(3).run(exchange_again, names)):
+        assert heard == [10 * number + (rank - 1) % 3 for number in range(6)]
+
+
+def test_each_export_has_a_name_of_its_own(seaweedfs_bucket: Bucket) -> None:
+    """Under one name twice, ranks would find the addresses of before and wait for each other for ever."""
+    names = set()
+    for _ in range(3):
+        writer = HuggingFaceStorageWriter(f"{seaweedfs_bucket.url}/m")
+        planner = NamingPlanner()
+        dcp.save(whole_model(1), storage_writer=writer, planner=planner)
+        names.add(planner.name)
+    assert len(names) == 3
+
+
+class NamingPlanner(DefaultSavePlanner):
+    """Looks at what the plan says of the export."""
+
+    def finish_plan(self, new_plan: SavePlan) -> SavePlan:
+        self.name = new_plan.storage_data.name
+        return super().finish_plan(new_plan)
