@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.storage import StorageReader, StorageWriter
 from dcp_core.convert.blanks import Progress, Source, Values, address, made_blank, with_values
 from dcp_core.convert.nest import nested
 from dcp_core.errors import UnsupportedTensorError
+from dcp_core.runtime.tensor_memory import cpu_buffer
 from dcp_core.save.plan import write_order
 
 __all__ = ["CheckpointSource", "flattened", "save_checkpoint"]
@@ -55,7 +56,8 @@ class CheckpointSource(Source):
     def fetch(self, blanks: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         names = [self._names[address(blank)] for blank in blanks]
         wanted = {
-            name: torch.empty(one.shape, dtype=one.dtype) for name, one in zip(names, blanks, strict=True)
+            name: cpu_buffer(one.nbytes).view(one.dtype).view(one.shape)
+            for name, one in zip(names, blanks, strict=True)
         }
         found = self._read(wanted)
         return [found[name] for name in names]

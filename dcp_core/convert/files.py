@@ -26,6 +26,7 @@ from dcp_core.errors import (
 from dcp_core.format.checksum import crc32c
 from dcp_core.integrations.checkpoint_ids import refuse_folded
 from dcp_core.load.receive import receive
+from dcp_core.runtime.tensor_memory import cpu_buffer, tensor_bytes
 from dcp_core.save.objects import Multipart, put_whole
 from dcp_core.save.plan import part_size_for
 from dcp_core.seam.body import Body
@@ -255,7 +256,8 @@ class _Upload(Sink):
         # those that are sent, and the one that fills
         wanted = min(options.part_size, options.memory_limit // (options.concurrency + 2))
         self._part_size = min(part_size_for(size, max(wanted, MIB), limits), limits.max_put_size)
-        self._part = bytearray()
+        self._part = memoryview(b"")
+        self._filled = 0
         self._upload: Multipart | None = None
         self._sent: list[Future[Part]] = []
         self._pool = ThreadPoolExecutor(options.concurrency, "dcp-cloud-convert")
@@ -276,10 +278,13 @@ class _Upload(Sink):
         view = memoryview(data).cast("B")
         position = 0
         while position < view.nbytes:
-            if len(self._part) == self._part_size:
+            if self._filled == self._part_size:
                 self._send()
-            piece = view[position : position + self._part_size - len(self._part)]
-            self._part += piece
+            if self._filled == 0:
+                self._part = tensor_bytes(cpu_buffer(self._part_size))
+            piece = view[position : position + self._part_size - self._filled]
+            self._part[self._filled : self._filled + piece.nbytes] = piece
+            self._filled += piece.nbytes
             position += piece.nbytes
         return view.nbytes
 
@@ -292,10 +297,11 @@ class _Upload(Sink):
                 # raises what a part failed with
                 future.result()
         self._room.acquire()
-        number, part, self._part = len(self._sent) + 1, self._part, bytearray()
+        number, part = len(self._sent) + 1, self._part[: self._filled]
+        self._part, self._filled = memoryview(b""), 0
         self._sent.append(self._pool.submit(self._send_part, self._upload, number, part))
 
-    def _send_part(self, upload: Multipart, number: int, part: bytearray) -> Part:
+    def _send_part(self, upload: Multipart, number: int, part: memoryview) -> Part:
         try:
             return upload.send(number, _body(part))
         finally:
@@ -303,10 +309,11 @@ class _Upload(Sink):
 
     def finish(self) -> None:
         if self._upload is None:
-            info = put_whole(self._store, self._transfer, self._key, _body(self._part))
-            self._end(info, len(self._part))
+            part = self._part[: self._filled]
+            info = put_whole(self._store, self._transfer, self._key, _body(part))
+            self._end(info, part.nbytes)
             return
-        if self._part:
+        if self._filled:
             self._send()
         parts = [future.result() for future in self._sent]
         info = self._upload.finish(parts)
@@ -331,6 +338,5 @@ class _Upload(Sink):
         self._place.close()
 
 
-def _body(data: bytearray) -> Body:
-    view = memoryview(data)
+def _body(view: memoryview) -> Body:
     return Body([view], crc32c(view))

@@ -199,7 +199,8 @@ class _Buffers(_Inner):
         self._found: dict[int, torch.Tensor] = {}
 
     def resolve_tensor(self, read_item: ReadItem) -> torch.Tensor:
-        return torch.empty(read_item.lengths, dtype=torch.float32, device="cpu")
+        size = math.prod(read_item.lengths) * torch.float32.itemsize
+        return cpu_buffer(size).view(torch.float32).view(read_item.lengths)
 
     def commit_tensor(self, read_item: ReadItem, tensor: torch.Tensor) -> None:
         self._found[id(read_item)] = tensor

@@ -9,6 +9,7 @@ of the rest, torch's own operations may still reach the elements unless :func:`u
 from __future__ import annotations
 
 import ctypes
+import mmap
 from collections.abc import Sequence
 
 import torch
@@ -17,6 +18,9 @@ from dcp_core.runtime.torch_private import changes_operations, is_fake, subclass
 
 __all__ = ["cpu_buffer", "memory_span", "narrow", "overlaps_itself", "tensor_bytes", "unreachable"]
 
+#: Buffers of at least this size are mappings. glibc keeps what is freed below 32 MiB, and with threads that
+#: take and free such buffers that grew to many times what was in use.
+_MAPPED_SIZE = 1 << 20
 _PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)
 
 
@@ -135,9 +139,15 @@ def overlaps_itself(tensor: torch.Tensor) -> bool:
 
 
 def cpu_buffer(size: int, *, pinned: bool = False) -> torch.Tensor:
-    """``size`` bytes of CPU memory, whatever modes and default device the calling thread has."""
+    """``size`` bytes of CPU memory, whatever modes and default device the calling thread has.
+
+    Large ones go back to the system when the last tensor that uses them is gone.
+    """
     with without_modes():
-        return torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=pinned)
+        if pinned or size < _MAPPED_SIZE:
+            return torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=pinned)
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        return torch.frombuffer(memory, dtype=torch.uint8)
 
 
 def narrow(tensor: torch.Tensor, offsets: Sequence[int], lengths: Sequence[int]) -> torch.Tensor:

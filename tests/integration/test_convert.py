@@ -284,8 +284,8 @@ def test_what_is_larger_than_memory_is_converted_in_both_directions(
     seaweedfs_bucket.client.upload_file(str(tmp_path / "large.pt"), seaweedfs_bucket.name, "large.pt")
     for source, target in ((f"{url}/large.pt", f"{url}/run"), (f"{url}/run", f"{url}/again.pt")):
         extra = extra_memory(tmp_path, source, target)
-        # the limits of both sides, a tensor or two, and what threads and allocators take
-        assert extra < 256 << 20, (source, extra >> 20)
+        # the limits of both sides, a tensor or two, and what threads take
+        assert extra < 160 << 20, (source, extra >> 20)
     seaweedfs_bucket.client.download_file(seaweedfs_bucket.name, "again.pt", str(tmp_path / "again.pt"))
     scenarios.assert_same(torch.load(tmp_path / "again.pt", mmap=True), state)
 

@@ -9,6 +9,7 @@ import mmap
 import tempfile
 import weakref
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -160,19 +161,41 @@ def test_overlap_is_what_counting_finds(dims: list[tuple[int, int]]) -> None:
     assert overlaps_itself(tensor) == (len(set(addresses)) < len(addresses))
 
 
+@pytest.mark.parametrize("size", [100, 2 << 20])
 @pytest.mark.parametrize("mode", [FakeTensorMode, torch.inference_mode, lambda: torch.device("meta")])
-def test_own_memory_under_any_mode(mode: Any) -> None:
+def test_own_memory_under_any_mode(mode: Any, size: int) -> None:
     """Buffers of ours, and what is found out with them, are not those of the caller's mode."""
     with mode():
-        buffer = cpu_buffer(100)
+        buffer = cpu_buffer(size)
         strided = torch.empty_strided((2, 3), (3, 2), device="cpu")
         overlaps = overlaps_itself(strided)
     assert type(buffer) is torch.Tensor
     assert buffer.device.type == "cpu"
     assert not buffer.is_inference()
-    tensor_bytes(buffer)[:] = b"x" * 100
-    assert bytes(buffer.numpy()) == b"x" * 100
+    tensor_bytes(buffer)[:] = b"x" * size
+    assert bytes(buffer.numpy()) == b"x" * size
     assert not overlaps
+
+
+def resident() -> int:
+    """Bytes of memory that this process has."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmRSS:"))
+
+
+def test_large_buffers_go_back_to_the_system() -> None:
+    """Whatever was allocated between them, and only when no view needs them any more."""
+    before = resident()
+    between = []
+    for number in range(12):
+        buffer = cpu_buffer(24 << 20)
+        buffer.fill_(number)
+        between.append(bytearray(200_000))
+        view = buffer.view(torch.float32)[-4:]
+        del buffer
+    assert view.view(torch.uint8).tolist() == [11] * 16
+    del view
+    assert resident() - before < 24 << 20
 
 
 @pytest.mark.parametrize(
