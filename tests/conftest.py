@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from azure_bucket import azure_bucket, azurite  # noqa: F401  # fixtures
 from dcp_fault_proxy import FaultProxy
 from dcp_s3_servers import LocalStack, S3Server, SeaweedFS
-from gcs_bucket import gcs, gcs_bucket  # noqa: F401  # fixtures
 from hypothesis import settings
-from ranks import Ranks
+from support.azure_bucket import azure_bucket, azurite  # noqa: F401  # fixtures
+from support.gcs_bucket import gcs, gcs_bucket  # noqa: F401  # fixtures
+from support.ranks import Ranks
 
 # an example may take any time on a busy machine
 settings.register_profile("without a clock", deadline=None)

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 
 import pytest
-from azure_bucket import AzureBucket
+from support.azure_bucket import AzureBucket
 
 from dcp_azure.options import AzureOptions
 from dcp_azure.store import AzureStore

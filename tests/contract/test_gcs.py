@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 
 import pytest
-from gcs_bucket import GCSBucket
+from support.gcs_bucket import GCSBucket
 
 from dcp_core.seam.store import ObjectStore
 from dcp_core.testing import ODD_KEYS, OpenStore, RawBucket, StoreContract, deviations

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from dcp_http_servers import WebServer
-from web import Folder
+from support.web import Folder
 
 from dcp_core import CloudStorageWriter, ConfigurationError, SaveOptions, TransientError, UnsupportedError
 from dcp_core.seam.store import ObjectStore, ReadableStore

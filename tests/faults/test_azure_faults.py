@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import scenarios
 import torch
 import torch.distributed.checkpoint as dcp
-from azure_bucket import AzureBucket
 from conftest import proxied
 from dcp_fault_proxy import Fault, FaultProxy
+from support import scenarios
+from support.azure_bucket import AzureBucket
 from torch.distributed.checkpoint.api import CheckpointException
 
 from dcp_azure import AzureOptions, AzureStorageReader, AzureStorageWriter

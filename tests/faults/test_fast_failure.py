@@ -7,12 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import scenarios
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from conftest import Bucket
 from dcp_fault_proxy import Fault, FaultProxy
-from ranks import Ranks
+from support import scenarios
+from support.ranks import Ranks
 from torch.distributed.checkpoint.api import CheckpointException
 
 from dcp_core import (

@@ -14,11 +14,11 @@ from types import FrameType
 from typing import Any
 
 import pytest
-import scenarios
 import torch
 import torch.distributed.checkpoint as dcp
 from conftest import Bucket
 from dcp_fault_proxy import Fault, FaultProxy
+from support import scenarios
 from torch.distributed.checkpoint.api import CheckpointException
 
 from dcp_core import CloudStorageReader, CloudStorageWriter

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import scenarios
 import torch
 import torch.distributed.checkpoint as dcp
 from conftest import Bucket
 from dcp_fault_proxy import Fault, FaultProxy
-from records import read
-from scenarios import noise
+from support import scenarios
+from support.records import read
+from support.scenarios import noise
 from torch.distributed.checkpoint.api import CheckpointException
 
 from dcp_core import CheckpointCorruptError, CloudStorageReader, CloudStorageWriter

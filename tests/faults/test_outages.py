@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import scenarios
 import torch
 import torch.distributed.checkpoint as dcp
 from conftest import Bucket
 from dcp_fault_proxy import Fault, FaultProxy
 from dcp_http_servers import WebServer
-from ranks import outcome_of
+from support import scenarios
+from support.ranks import outcome_of
+from support.web import Folder
 from torch.distributed.checkpoint.api import CheckpointException
-from web import Folder
 
 from dcp_core import (
     CloudStorageReader,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import scenarios
 import torch
 import torch.distributed.checkpoint as dcp
 from conftest import Bucket
 from dcp_fault_proxy import Fault, FaultProxy
+from support import scenarios
 from torch.distributed.checkpoint.api import CheckpointException
 
 from dcp_core import CloudStorageReader, CloudStorageWriter, CommitUncertainError

@@ -10,13 +10,13 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
-import scenarios
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from conftest import Bucket, proxied
 from dcp_fault_proxy import Fault, FaultProxy
-from ranks import Ranks
+from support import scenarios
+from support.ranks import Ranks
 from torch.distributed.checkpoint.api import CheckpointException
 
 from dcp_core import (

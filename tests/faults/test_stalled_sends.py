@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sockets import not_reading
+from support.sockets import not_reading
 
 from dcp_azure.options import AzureOptions
 from dcp_azure.store import AzureStore

@@ -6,10 +6,10 @@ import contextlib
 from datetime import datetime, timedelta, timezone
 
 import pytest
-import scenarios
 import torch.distributed.checkpoint as dcp
 from conftest import Bucket
 from dcp_fault_proxy import Fault, FaultProxy
+from support import scenarios
 
 from dcp_core import CloudStorageReader, CloudStorageWriter, LoadOptions
 from dcp_core.storage.checkpoint_store import CheckpointStore

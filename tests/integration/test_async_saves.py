@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from conftest import Bucket
-from ranks import Ranks
+from support.ranks import Ranks
 from torch.distributed.checkpoint.api import CheckpointException
 
 from dcp_core import CheckpointNotFoundError, CloudStorageReader, CloudStorageWriter, ConflictError

@@ -13,16 +13,16 @@ from urllib.parse import parse_qsl
 
 import certifi
 import pytest
-import scenarios
 import torch
 import torch.distributed.checkpoint as dcp
 from azure.storage.blob import generate_container_sas
 from azure.storage.extensions.checksums import crc64
-from azure_bucket import AzureBucket, SecureAzurite, Token
 from conftest import proxied
 from dcp_azure_servers import Azurite
 from dcp_fault_proxy import FaultProxy
-from sockets import CountingBody, Listener, answering
+from support import scenarios
+from support.azure_bucket import AzureBucket, SecureAzurite, Token
+from support.sockets import CountingBody, Listener, answering
 from urllib3.exceptions import InsecureRequestWarning
 
 from dcp_azure import AzureOptions, AzureStorageReader, AzureStorageWriter

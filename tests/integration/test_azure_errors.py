@@ -12,13 +12,13 @@ from email.utils import format_datetime
 from typing import Any
 
 import pytest
-import scenarios
 import torch
 import torch.distributed.checkpoint as dcp
 from azure.identity import DefaultAzureCredential
 from azure.storage.blob import generate_container_sas
-from azure_bucket import VARIABLES, AzureBucket
-from sockets import answering
+from support import scenarios
+from support.azure_bucket import VARIABLES, AzureBucket
+from support.sockets import answering
 from torch.distributed.checkpoint.api import CheckpointException
 
 from dcp_azure import AzureOptions, AzureStorageReader, AzureStorageWriter

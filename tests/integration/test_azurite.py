@@ -18,9 +18,9 @@ import pytest
 from azure.core import MatchConditions
 from azure.core.exceptions import HttpResponseError
 from azure.storage.blob import BlobServiceClient
-from azure_bucket import AzureBucket
 from dcp_azure_servers import Azurite
 from dcp_server import ServerError, install
+from support.azure_bucket import AzureBucket
 
 
 def refused(request: Callable[..., Any], *arguments: Any, **options: Any) -> str:

@@ -10,12 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
-import scenarios
 import torch
 import torch.distributed.checkpoint as dcp
-from command import PROGRAM, as_json, command, environment, run
 from conftest import Bucket
 from dcp_fault_proxy import Fault, FaultProxy
+from support import scenarios
+from support.command import PROGRAM, as_json, command, environment, run
 
 from dcp_core import CloudStorageWriter
 from dcp_core.cli import app

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import scenarios
 import torch
 import torch.distributed.checkpoint as dcp
-from command import as_json, environment, run
 from conftest import Bucket
 from dcp_fault_proxy import Fault, FaultProxy
-from ranks import Ranks
+from support import scenarios
+from support.command import as_json, environment, run
+from support.ranks import Ranks
 from torch.distributed.checkpoint import format_utils
 from torch.distributed.checkpoint.api import CheckpointException
 

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import scenarios
 import torch
 import torch.distributed.checkpoint as dcp
 from conftest import Bucket
 from dcp_fault_proxy import FaultProxy
-from ranks import Ranks
+from support import scenarios
+from support.ranks import Ranks
 
 from dcp_core import CloudStorageReader, CloudStorageWriter
 

@@ -14,16 +14,16 @@ import google.auth.compute_engine._metadata
 import google.auth.transport.requests
 import pytest
 import requests
-import scenarios
 import torch
 import torch.distributed.checkpoint as dcp
-from altering_proxy import AlteringProxy, Asked, s3_error
-from azure_bucket import VARIABLES, AzureBucket, SecureAzurite, Token
 from conftest import Bucket
 from dcp_server import free_ports
-from gcs_bucket import GCSBucket
 from google.oauth2 import service_account
-from metadata_services import (
+from support import scenarios
+from support.altering_proxy import AlteringProxy, Asked, s3_error
+from support.azure_bucket import VARIABLES, AzureBucket, SecureAzurite, Token
+from support.gcs_bucket import GCSBucket
+from support.metadata_services import (
     ALWAYS,
     ContainerCredentials,
     GoogleMetadata,

@@ -8,11 +8,11 @@ import hashlib
 from collections.abc import Iterator
 
 import pytest
-import scenarios
 import torch
 import torch.distributed.checkpoint as dcp
-from altering_proxy import AlteringProxy, Asked, Refuse, Response, s3_error
 from conftest import Bucket
+from support import scenarios
+from support.altering_proxy import AlteringProxy, Asked, Refuse, Response, s3_error
 
 from dcp_core import (
     CloudCheckpointError,

@@ -8,11 +8,11 @@ import sys
 from typing import Any
 
 import pytest
-import scenarios
 import torch
 import torch.distributed.checkpoint as dcp
 from conftest import Bucket
 from dcp_s3_servers import SeaweedFS
+from support import scenarios
 from torch.distributed.checkpoint.api import CheckpointException
 
 import dcp_core

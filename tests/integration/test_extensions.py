@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
-import scenarios
 import torch
 import torch.distributed.checkpoint as dcp
 from conftest import Bucket
-from ranks import Ranks
+from support import scenarios
+from support.ranks import Ranks
+from support.torch_releases import since
 from torch.distributed.checkpoint.api import CheckpointException
-from torch_releases import since
 
 from dcp_core import (
     CheckpointCorruptError,

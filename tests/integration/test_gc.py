@@ -6,11 +6,11 @@ import json
 from datetime import datetime, timedelta, timezone
 
 import pytest
-import scenarios
 import torch.distributed.checkpoint as dcp
-from command import command, run
 from conftest import Bucket
 from dcp_fault_proxy import Fault, FaultProxy
+from support import scenarios
+from support.command import command, run
 
 from dcp_core import CloudStorageWriter, LoadOptions
 from dcp_core.storage.checkpoint_store import CheckpointStore

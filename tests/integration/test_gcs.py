@@ -18,7 +18,6 @@ import certifi
 import google.auth.transport.requests
 import pytest
 import requests
-import scenarios
 import torch
 import torch.distributed.checkpoint as dcp
 import trustme
@@ -26,9 +25,10 @@ import urllib3
 from conftest import Bucket, proxied
 from dcp_fault_proxy import Fault, FaultProxy
 from dcp_gcs_servers import GCSServer
-from gcs_bucket import GCSBucket
 from google.oauth2 import service_account
-from sockets import CountingBody, Listener, answering
+from support import scenarios
+from support.gcs_bucket import GCSBucket
+from support.sockets import CountingBody, Listener, answering
 from torch.distributed.checkpoint.api import CheckpointException
 
 from dcp_core import (

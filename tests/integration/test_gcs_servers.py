@@ -12,9 +12,9 @@ from xml.etree import ElementTree
 import pytest
 import requests
 from dcp_gcs_servers import GCSServer
-from gcs_bucket import GCSBucket
 from google.api_core.exceptions import NotFound, PreconditionFailed
 from google.cloud.storage import transfer_manager
+from support.gcs_bucket import GCSBucket
 
 from dcp_core.testing import pattern
 

@@ -16,7 +16,6 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-import scenarios
 import torch
 import torch.distributed.checkpoint as dcp
 import trustme
@@ -24,9 +23,10 @@ from conftest import Bucket
 from dcp_fault_proxy import Fault, FaultProxy
 from dcp_http_servers import Asked, WebServer
 from dcp_s3_servers import SeaweedFS
-from ranks import Ranks
+from support import scenarios
+from support.ranks import Ranks
+from support.web import Folder
 from torch.distributed.checkpoint.api import CheckpointException
-from web import Folder
 
 from dcp_core import (
     CheckpointCorruptError,

@@ -14,20 +14,20 @@ from typing import Any
 import pytest
 import safetensors
 import safetensors.torch
-import scenarios
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from conftest import Bucket, proxied
 from dcp_fault_proxy import Fault, FaultProxy
 from dcp_http_servers import WebServer
-from ranks import Ranks
+from support import scenarios
+from support.ranks import Ranks
+from support.torch_releases import since
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.planner import SavePlan
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
-from torch_releases import since
 
 from dcp_core import (
     CheckpointCorruptError,

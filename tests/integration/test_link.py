@@ -7,12 +7,12 @@ import time
 from collections.abc import Iterator
 
 import pytest
-import scenarios
 import torch
 import torch.distributed.checkpoint as dcp
 from conftest import Bucket
 from dcp_link import Link
 from dcp_s3_sink import Sink
+from support import scenarios
 
 from dcp_core import CloudStorageReader, CloudStorageWriter, ConflictError
 from dcp_core.format.checksum import crc32c

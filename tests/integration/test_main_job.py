@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-import scenarios
 from conftest import Bucket
-from ranks import Ranks
+from support import scenarios
+from support.ranks import Ranks
 
 World = Callable[[int], Ranks]
 

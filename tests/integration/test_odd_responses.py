@@ -15,10 +15,20 @@ from itertools import islice
 from typing import Any
 
 import pytest
-import scenarios
 import torch
 import torch.distributed.checkpoint as dcp
-from altering_proxy import PAGE, Alter, AlteringProxy, Asked, Response, emptied, page, unchanged, without
+from support import scenarios
+from support.altering_proxy import (
+    PAGE,
+    Alter,
+    AlteringProxy,
+    Asked,
+    Response,
+    emptied,
+    page,
+    unchanged,
+    without,
+)
 from torch.distributed.checkpoint.api import CheckpointException
 
 from dcp_azure import AzureOptions

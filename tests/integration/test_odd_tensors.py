@@ -8,13 +8,13 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
-import odd_outcomes
-import odd_tensors
 import pytest
 from conftest import Bucket
-from odd_outcomes import ABSENT, DIED, RIGHT, SAVED, WRONG
+from support import odd_outcomes, odd_tensors
+from support.odd_outcomes import ABSENT, DIED, RIGHT, SAVED, WRONG
 
 Outcomes = Callable[..., dict[str, str]]
 
@@ -30,12 +30,13 @@ MORE_THAN_STOCK_REFUSES = {
 def process(seaweedfs: Any) -> Iterator[subprocess.Popen[str]]:
     """Forks those processes that may die; it has no other threads, unlike this one."""
     with subprocess.Popen(
-        [sys.executable, odd_outcomes.__file__],
+        [sys.executable, "-m", odd_outcomes.__name__],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         # what dies says so there
         stderr=subprocess.DEVNULL,
         text=True,
+        cwd=Path(odd_outcomes.__file__).parents[1],
         env={**os.environ, **seaweedfs.environment()},
     ) as running:
         yield running

@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from conftest import Bucket
-from records import read
-from scenarios import assert_same
+from support.records import read
+from support.scenarios import assert_same
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from dcp_core import CheckpointCorruptError, CloudStorageReader

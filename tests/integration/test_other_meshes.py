@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import scenarios
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from conftest import Bucket
-from ranks import Ranks
+from support import scenarios
+from support.ranks import Ranks
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, ShardedStateDictConfig, StateDictType

@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import scenarios
 import torch
 import torch.distributed.checkpoint as dcp
-from altering_proxy import AlteringProxy, Asked, Response
 from azure.storage.blob import generate_container_sas
-from azure_bucket import AzureBucket
 from conftest import Bucket
 from dcp_s3_servers import SeaweedFS
-from gcs_bucket import GCSBucket
+from support import scenarios
+from support.altering_proxy import AlteringProxy, Asked, Response
+from support.azure_bucket import AzureBucket
+from support.gcs_bucket import GCSBucket
 from torch.distributed.checkpoint.api import CheckpointException
 
 from dcp_azure import AzureOptions

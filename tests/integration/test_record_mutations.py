@@ -11,9 +11,9 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from conftest import Bucket
-from ranks import Ranks
-from records import read
-from scenarios import assert_same, mesh, noise
+from support.ranks import Ranks
+from support.records import read
+from support.scenarios import assert_same, mesh, noise
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from torch.distributed.checkpoint.planner import SavePlan
 from torch.distributed.tensor import Shard, distribute_tensor

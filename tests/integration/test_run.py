@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import scenarios
 import torch
 import torch.distributed.checkpoint as dcp
-from command import as_json, command
 from conftest import Bucket
 from dcp_fault_proxy import Fault, FaultProxy
-from ranks import Ranks
+from support import scenarios
+from support.command import as_json, command
+from support.ranks import Ranks
+from support.web import Folder
 from torch.distributed.checkpoint.api import CheckpointException
-from web import Folder
 
 from dcp_core import (
     Best,

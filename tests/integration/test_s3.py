@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import scenarios
 import torch
 import torch.distributed.checkpoint as dcp
 import trustme
@@ -17,7 +16,8 @@ import urllib3
 from conftest import Bucket
 from dcp_fault_proxy import FaultProxy
 from dcp_server import free_ports
-from sockets import CountingBody, Listener, answering
+from support import scenarios
+from support.sockets import CountingBody, Listener, answering
 
 from dcp_core import CloudStorageReader, ConfigurationError, TransientError, UnsupportedError
 from dcp_core.format.checksum import crc32c

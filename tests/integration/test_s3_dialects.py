@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import scenarios
 import torch.distributed.checkpoint as dcp
 from conftest import Bucket
 from dcp_fault_proxy import Fault, FaultProxy
+from support import scenarios
 from torch.distributed.checkpoint.api import CheckpointException
 
 from dcp_core import CloudStorageReader, CloudStorageWriter, ConfigurationError

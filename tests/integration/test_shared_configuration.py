@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from altering_proxy import AlteringProxy, s3_error
 from azure.identity import DefaultAzureCredential
-from azure_bucket import VARIABLES
 from botocore.config import Config
 from conftest import Bucket
 from dcp_gcs_servers import GCSServer
-from gcs_bucket import GCSBucket
+from support.altering_proxy import AlteringProxy, s3_error
+from support.azure_bucket import VARIABLES
+from support.gcs_bucket import GCSBucket
 from torch.distributed.checkpoint.api import CheckpointException
 
 from dcp_azure import AzureOptions

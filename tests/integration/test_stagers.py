@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import scenarios
 import torch
 import torch.distributed.checkpoint as dcp
 from conftest import Bucket
 from dcp_fault_proxy import Fault, FaultProxy
-from ranks import Ranks
+from support import scenarios
+from support.ranks import Ranks
+from support.torch_releases import since
 from torch.distributed.checkpoint import staging
-from torch_releases import since
 
 from dcp_core import CloudStorageReader, CloudStorageWriter
 

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import scenarios
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from conftest import Bucket
-from ranks import Ranks
+from support import scenarios
+from support.ranks import Ranks
+from support.torch_releases import since
 from torch.distributed.checkpoint import state_dict_loader
 from torch.distributed.checkpoint.default_planner import (
     create_default_global_load_plan,
@@ -39,7 +40,6 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.checkpoint.stateful import Stateful
-from torch_releases import since
 
 from dcp_core import CloudStorageReader, CloudStorageWriter
 

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import scenarios
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from command import as_json, command, environment, run
 from conftest import Bucket
 from dcp_fault_proxy import Fault, FaultProxy
-from ranks import Ranks
-from torch_releases import since
+from support import scenarios
+from support.command import as_json, command, environment, run
+from support.ranks import Ranks
+from support.torch_releases import since
 
 from dcp_core import CheckpointReplacedError, CloudStorageWriter
 from dcp_core.upkeep.verify import Report, verify_checkpoint

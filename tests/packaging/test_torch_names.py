@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torch_releases import since
+from support.torch_releases import since
 
 ROOT = Path(__file__).resolve().parents[2]
 PRIVATE = ROOT / "dcp_core" / "runtime" / "torch_private.py"
@@ -186,12 +185,13 @@ def found_without(names: list[str], scenario: str, folder: Path) -> dict[str, An
 def run_without(names: list[str], scenario: str, folder: Path) -> subprocess.CompletedProcess[str]:
     command = [
         sys.executable,
-        str(ROOT / "tests" / "torch_without.py"),
+        "-m",
+        "support.torch_without",
         ",".join(names),
         scenario,
         str(folder),
     ]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT / "tests")
 
 
 #: Names that saving and loading do without, and whether frames then come from the public ``torch.save``.

@@ -11,14 +11,14 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
-import saves_in_memory
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from records import read
-from stepped import Stepped, killed, killed_afterwards
+from support import saves_in_memory
+from support.records import read
+from support.stepped import Stepped, killed, killed_afterwards
+from support.unreliable_store import Fault, UnreliableStore, is_record
 from torch.distributed.checkpoint.api import CheckpointException
-from unreliable_store import Fault, UnreliableStore, is_record
 
 from dcp_core import ConflictError, LoadOptions
 from dcp_core.format.layout import data_name, new_token

@@ -10,7 +10,6 @@ import itertools
 from typing import Any, ClassVar
 
 import pytest
-import saves_in_memory
 import torch.distributed.checkpoint as dcp
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -22,9 +21,10 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from records import read
-from stepped import Killed, Stepped, killed, killed_afterwards
-from unreliable_store import ContentVersions, Fault, Held, Request, lost, times, unanswered
+from support import saves_in_memory
+from support.records import read
+from support.stepped import Killed, Stepped, killed, killed_afterwards
+from support.unreliable_store import ContentVersions, Fault, Held, Request, lost, times, unanswered
 
 from dcp_core import ConflictError
 from dcp_core.testing import MemoryStore

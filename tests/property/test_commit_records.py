@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from records import MODULE, assert_same, metadata, name, read, record, refused, text
+from support.records import MODULE, assert_same, metadata, name, read, record, refused, text
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
     ChunkStorageMetadata,

@@ -8,10 +8,10 @@ from collections import Counter
 from typing import Any
 
 import safetensors.torch
-import scenarios
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support import scenarios
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 

@@ -7,11 +7,11 @@ import threading
 from typing import Any
 
 import pytest
-import saves_in_memory
 import torch
 import torch.distributed.checkpoint as dcp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import saves_in_memory
 from torch.distributed.checkpoint.planner import ReadItem
 
 from dcp_core import CheckpointIncompleteError, LoadOptions

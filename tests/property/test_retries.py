@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from clocks import DrivenClock
 from hypothesis import given
 from hypothesis import strategies as st
+from support.clocks import DrivenClock
 
 from dcp_core import LoadOptions, ThrottledError, TransientError
 from dcp_core.transfer import Transfer

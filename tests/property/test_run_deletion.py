@@ -9,7 +9,7 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
-from saves_in_memory import load, save
+from support.saves_in_memory import load, save
 
 from dcp_core.config import TransferOptions
 from dcp_core.format.checksum import crc32c

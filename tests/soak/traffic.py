@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
-from ranks import replace_variables
+from support.ranks import replace_variables
 from sweep import cases
 from torch.distributed.checkpoint.api import CheckpointException
 

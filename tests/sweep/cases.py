@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import scenarios
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from support import scenarios
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 

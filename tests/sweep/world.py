@@ -23,7 +23,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from ranks import outcome_of, replace_variables
+from support.ranks import outcome_of, replace_variables
 
 __all__ = ["DEAD", "HUNG", "World"]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from scenarios import bits, noise
+from support.scenarios import bits, noise
 
 from dcp_core.format.archive import (
     Archive,

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch.distributed.checkpoint as dcp
-from saves_in_memory import failure, load, save, without_waiting
-from stops import Stop, on_a_thread
-from unreliable_store import Request, UnreliableStore, is_data, is_record, reliable
+from support.saves_in_memory import failure, load, save, without_waiting
+from support.stops import Stop, on_a_thread
+from support.unreliable_store import Request, UnreliableStore, is_data, is_record, reliable
 
 from dcp_core.errors import (
     CheckpointIncompleteError,

@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 import torch.distributed.checkpoint
-from torch_releases import RELEASE
+from support.torch_releases import RELEASE
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "dcp-surface.md").read_text()

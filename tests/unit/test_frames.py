@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 
 import pytest
-import scenarios
 import torch
+from support import scenarios
 
 from dcp_core.format.frames import find_payload, frame_template
 from dcp_core.runtime.tensor_memory import tensor_bytes

@@ -12,10 +12,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import saves_in_memory
 import torch
 import torch.distributed.checkpoint as dcp
-from forks import holds_in_a_child
+from support import saves_in_memory
+from support.forks import holds_in_a_child
 
 from dcp_core import CloudStorageReader, CloudStorageWriter
 from dcp_core.runtime import gc_pause

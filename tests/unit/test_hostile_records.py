@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from records import MODULE, instance, metadata, name, read, record, refused, text
+from support.records import MODULE, instance, metadata, name, read, record, refused, text
 from torch.distributed.checkpoint import metadata as torch_metadata
 
 from dcp_core.format.metadata import encode_metadata

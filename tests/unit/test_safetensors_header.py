@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import safetensors
 import safetensors.torch
-import scenarios
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
+from support import scenarios
 
 from dcp_core import CheckpointCorruptError, UnsupportedTensorError
 from dcp_core.huggingface.header import (

@@ -15,15 +15,15 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-import saves_in_memory
 import torch
 import torch.distributed.checkpoint as dcp
-from forks import holds_in_a_child
-from saves_in_memory import URL, failure, load, state
-from stops import PlannedSave, Stop, in_another_thread, on_a_thread
+from support import saves_in_memory
+from support.forks import holds_in_a_child
+from support.saves_in_memory import URL, failure, load, state
+from support.stops import PlannedSave, Stop, in_another_thread, on_a_thread
+from support.unreliable_store import Request, UnreliableStore, denied, is_data, is_record
 from torch.distributed.checkpoint import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import Metadata
-from unreliable_store import Request, UnreliableStore, denied, is_data, is_record
 
 from dcp_core import (
     CheckpointCorruptError,

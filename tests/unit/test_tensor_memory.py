@@ -16,7 +16,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from odd_tensors import KINDS, blank, full, holds, raw_bytes
+from support.odd_tensors import KINDS, blank, full, holds, raw_bytes
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dcp_core.runtime import torch_private

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from clocks import DrivenClock
+from support.clocks import DrivenClock
 
 from dcp_core.config import SaveOptions
 from dcp_core.errors import (

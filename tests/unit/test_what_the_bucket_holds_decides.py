@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 import torch.distributed.checkpoint as dcp
-from saves_in_memory import failure, load, save, without_waiting
-from unreliable_store import (
+from support.saves_in_memory import failure, load, save, without_waiting
+from support.unreliable_store import (
     ContentVersions,
     Fault,
     Request,

@@ -10,9 +10,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from unreliable_store import Fault, Request, UnreliableStore
-
 from dcp_core.testing import MemoryStore
+from support.unreliable_store import Fault, Request, UnreliableStore
 
 __all__ = ["Killed", "Stepped", "killed", "killed_afterwards", "served"]
 

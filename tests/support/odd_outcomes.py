@@ -18,11 +18,11 @@ from typing import Any, NamedTuple, NoReturn
 import boto3
 import torch
 import torch.distributed.checkpoint as dcp
-from odd_tensors import KINDS, TYPES, blank, full, holds
 
 from dcp_core import CloudStorageReader, CloudStorageWriter
 from dcp_core.format.checksum import crc32c
 from dcp_s3.store import S3Store
+from support.odd_tensors import KINDS, TYPES, blank, full, holds
 
 #: Outcomes, besides ``Type: message`` of an error.
 SAVED, RIGHT, WRONG, DIED, ABSENT = "saved", "right", "wrong", "died", "nothing was saved"

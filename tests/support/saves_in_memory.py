@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from clocks import DrivenClock
 
 from dcp_core import CloudStorageReader, CloudStorageWriter
 from dcp_core.seam.location import Location
@@ -16,6 +15,7 @@ from dcp_core.seam.store import ObjectStore
 from dcp_core.testing import MemoryBackend
 from dcp_core.testing.memory import MemoryOptions
 from dcp_core.transfer import Transfer
+from support.clocks import DrivenClock
 
 __all__ = ["URL", "failure", "load", "reader", "save", "state", "without_waiting", "writer"]
 

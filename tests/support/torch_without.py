@@ -2,7 +2,7 @@
 
 ::
 
-    python tests/torch_without.py NAME[,NAME…] SCENARIO FOLDER
+    cd tests; python -m support.torch_without NAME[,NAME…] SCENARIO FOLDER
 
 The names are gone for this library only: torch goes on with what it needs itself. The scenario prints what
 it found as JSON.
@@ -149,10 +149,9 @@ def _put(folder: Path) -> None:
 
 def saves_and_loads(folder: Path) -> dict[str, Any]:
     """Bit for bit, by this library and by torch's own reader."""
-    import scenarios
-
     from dcp_core import CloudStorageReader, CloudStorageWriter
     from dcp_core.runtime.torch_private import write_zip
+    from support import scenarios
 
     url = _memory_url()
     metadata = dcp.save(scenarios.plain_state(3), storage_writer=CloudStorageWriter(url))

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 from torch.distributed.checkpoint import DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import SavePlan
-from unreliable_store import Request
 
 from dcp_core import CloudStorageWriter
+from support.unreliable_store import Request
 
 __all__ = ["PlannedSave", "Stop", "in_another_thread", "on_a_thread"]
 
