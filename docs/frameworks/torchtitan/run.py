@@ -3,8 +3,8 @@
     python docs/frameworks/torchtitan/run.py                     with an S3 server that runs on this machine
     python docs/frameworks/torchtitan/run.py s3://bucket/run     at a URL of your own
 
-1. Train. Checkpoints go to ``<url>/step-4``, ``<url>/step-8`` and so on, in the background, and the newest two
-   stay. In step 11, both processes are killed.
+1. Train. Checkpoints go to ``<url>/step-4``, ``<url>/step-8`` and so on, in the background, and the newest
+   two stay. In step 12, both processes are killed.
 2. Train again, with the same command: it goes on from the newest whole step, and each loss must be the one of
    before. What is saved at last is the model, as HuggingFace's files.
 """
@@ -24,7 +24,7 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parents[2]
 RANKS = 2
-KILLED_IN = 11
+KILLED_IN = 12
 LOSS = re.compile(r"step: *(\d+) +loss: +(\S+) +grad_norm: +(\S+)")
 #: Of each step the loss and the norm of its gradients, as TorchTitan prints them.
 Losses = dict[int, tuple[str, str]]

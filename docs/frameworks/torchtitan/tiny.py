@@ -1,7 +1,7 @@
 """A Llama of one layer that TorchTitan trains on a text of Python's library, in processes without a GPU.
 
-``tiny`` is what ``--config`` names, as a function in any ``config_registry``. What is not as for GPUs is marked
-"CPU".
+``tiny`` is what ``--config`` names, as a function in any ``config_registry``. What is not as for GPUs is
+marked "CPU".
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from dcp_core.integrations.torchtitan import CloudCheckpointManager
 
 BATCH = 2
 #: The step in which this process is lost, to show what comes then.
-KILLED_IN = int(os.environ.get("KILLED_IN", "-1"))
+KILLED_IN = int(os.environ.get("KILLED_IN", "0"))
 
 
 def tiny() -> Trainer.Config:
@@ -83,7 +83,7 @@ class Text(IterableDataset[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         while True:
-            if self.position == KILLED_IN * BATCH:
+            if self.position == (KILLED_IN - 1) * BATCH:
                 os.kill(os.getpid(), signal.SIGKILL)
             number = self.position * self.ranks + self.rank
             start = number * self.length % (len(self.tokens) - self.length)
