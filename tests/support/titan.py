@@ -99,22 +99,18 @@ class Job:
 
 
 def _adapter() -> Any:
-    """Names of HuggingFace's for those of the model."""
+    """Names of HuggingFace's for those of the model, in two files."""
     from torchtitan.protocols.state_dict_adapter import StateDictAdapter
 
     class Adapter(StateDictAdapter):  # type: ignore[misc]
-        fqn_to_index_mapping = {
-            f"model.{layer}.{kind}": 1 + layer for layer in (0, 1) for kind in ("weight", "bias")
-        }
-
         def to_hf(self, state_dict: dict[str, Any]) -> dict[str, Any]:
             return {f"model.{name}": value for name, value in state_dict.items()}
 
         def from_hf(self, hf_state_dict: dict[str, Any]) -> dict[str, Any]:
             return {name.removeprefix("model."): value for name, value in hf_state_dict.items()}
 
-    made = Adapter.__new__(Adapter)
-    made.hf_assets_path = None
+    made = Adapter(None, None)
+    made.fqn_to_index_mapping = {f"model.{at}.{kind}": at + 1 for at in (0, 1) for kind in ("weight", "bias")}
     return made
 
 
@@ -126,7 +122,7 @@ def config_of(kind: str, settings: dict[str, Any]) -> Any:
 
         from dcp_core import use_url_checkpoint_ids
 
-        use_url_checkpoint_ids()
+        use_url_checkpoint_ids(**everything.pop("options", {}))
         return CheckpointManager.Config(**everything)
     from dcp_core.integrations.torchtitan import CloudCheckpointManager
 
@@ -182,3 +178,33 @@ def weights_after(kind: str, settings: dict[str, Any], until: int) -> dict[str, 
         running.manager.load(-1)
         running.train(until)
         return running.weights()
+
+
+def settings_of(kind: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """What is logged of a configuration."""
+    logged: dict[str, Any] = config_of(kind, settings).to_dict()
+    return logged
+
+
+def from_command_line(arguments: list[str]) -> tuple[str, dict[str, Any]]:
+    """Our configuration with TorchTitan's command line: its class, and what it says."""
+    from torchtitan.config.manager import custom_registry, tyro
+
+    config = tyro.cli(type(config_of("ours", {})), args=arguments, registry=custom_registry)
+    return type(config).__qualname__, config.to_dict()
+
+
+def overridden(settings: dict[str, Any], target: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """TorchTitan's own configuration after ``--override.imports``: its class, what it says, its options."""
+    from dataclasses import dataclass
+
+    from torchtitan.config import Configurable
+    from torchtitan.config.override import OverrideConfig, apply_overrides, parse_cli_imports
+
+    @dataclass(kw_only=True, slots=True)
+    class Tree(Configurable.Config):
+        checkpoint: Any
+
+    tree = Tree(checkpoint=config_of("theirs", settings))
+    apply_overrides(OverrideConfig(imports=parse_cli_imports([target])), tree)
+    return type(tree.checkpoint).__qualname__, tree.checkpoint.to_dict(), tree.checkpoint.options
