@@ -284,15 +284,30 @@ def test_a_damaged_step_is_an_error_or_if_asked_the_one_before_is_loaded(
     assert [at for _, at, _ in titans.run(titan.load, "ours", {**how, "fall_back": True})] == [2, 2]
 
 
-def test_the_example_goes_on_where_it_was_killed(seaweedfs_bucket: Bucket) -> None:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "docs/frameworks/torchtitan/run.py"), f"{seaweedfs_bucket.url}/run"],
+def test_blocks_of_the_page_run(seaweedfs_bucket: Bucket) -> None:
+    page = (ROOT / "docs/frameworks/torchtitan.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    assert len(blocks) == 2
+    asked = "assert checkpoint.enable and checkpoint.folder.startswith('s3://')\n"
+    code = "\n".join([f"BUCKET = {seaweedfs_bucket.name!r}", *(block + asked for block in blocks)])
+    done = python("-W", "ignore", "-c", code)
+    assert done.returncode == 0, done.stderr
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """A process that imports this library from here."""
+    return subprocess.run(
+        [sys.executable, *arguments],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "backends")])},
         capture_output=True,
         text=True,
         check=False,
         timeout=400,
     )
+
+
+def test_the_example_goes_on_where_it_was_killed(seaweedfs_bucket: Bucket) -> None:
+    done = python(str(ROOT / "docs/frameworks/torchtitan/run.py"), f"{seaweedfs_bucket.url}/run")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "are those of before" in done.stdout
     assert steps(seaweedfs_bucket) == [8, 12]
