@@ -26,7 +26,7 @@ from dcp_core.seam.store import ObjectInfo, ObjectStore, Part, Upload
 from dcp_core.storage.checkpoint_store import CheckpointStore
 from dcp_core.transfer.transfer import Transfer
 
-__all__ = ["CloudFileSystem", "register_file_systems"]
+__all__ = ["CloudFileSystem", "file_system", "register_file_systems"]
 
 _Entry = dict[str, Any]
 
@@ -267,12 +267,20 @@ class CloudFile(AbstractBufferedFile):  # type: ignore[misc]
         self.discard()
 
 
+def file_system(scheme: str, options: Mapping[str, Any]) -> CloudFileSystem:
+    """The buckets of ``scheme``, with ``options``, whatever fsspec opens URLs of ``scheme`` with."""
+    return _file_system_of(scheme, options)()
+
+
+def _file_system_of(scheme: str, options: Mapping[str, Any]) -> type[CloudFileSystem]:
+    made = {"protocol": scheme, "scheme": scheme, "defaults": dict(options)}
+    return type(f"CloudFileSystem_{scheme}", (CloudFileSystem,), made)
+
+
 def register_file_systems(schemes: Iterable[str], options: Mapping[str, Any]) -> None:
     """Let fsspec open URLs of ``schemes`` through this library, with ``options`` unless others are given."""
     for scheme in schemes:
-        made = {"protocol": scheme, "scheme": scheme, "defaults": dict(options)}
-        kind = type(f"CloudFileSystem_{scheme}", (CloudFileSystem,), made)
-        fsspec.register_implementation(scheme, kind, clobber=True)
+        fsspec.register_implementation(scheme, _file_system_of(scheme, options), clobber=True)
 
 
 def _transfer(place: CheckpointStore[SaveOptions]) -> Transfer:

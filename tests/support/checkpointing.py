@@ -1,0 +1,79 @@
+"""torch_checkpointing on real ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+def _payload(seed: int) -> dict[str, Any]:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    generator = torch.Generator().manual_seed(seed)
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    whole = {name: torch.randn(size, 256, generator=generator) for name, size in (("a", 1024), ("b", 6))}
+    return {
+        "model": {name: distribute_tensor(value, mesh, [Shard(0)]) for name, value in whole.items()},
+        "train_state": {"step": seed},
+    }
+
+
+def manager(config: dict[str, Any], asynchronous: bool = False, use_mmap: bool = True) -> Any:
+    from torch_checkpointing import (
+        AsyncCheckpointSaverConfig,
+        CheckpointLoaderConfig,
+        CheckpointManager,
+        ItemSpec,
+        SyncCheckpointSaverConfig,
+    )
+    from torch_checkpointing.default_resharder import DefaultResharder
+    from torch_checkpointing.staging import CheckpointStagerConfig
+
+    from dcp_core.integrations.torch_checkpointing import CloudStorageConfig
+
+    staging = CheckpointStagerConfig(use_pinned_memory=False, use_non_blocking_copy=False)
+    return CheckpointManager.Config(
+        items={"model": ItemSpec(requires_copy=True, resharder=DefaultResharder())},
+        save=AsyncCheckpointSaverConfig(staging_config=staging)
+        if asynchronous
+        else SyncCheckpointSaverConfig(),
+        load=CheckpointLoaderConfig(use_mmap=use_mmap),
+        storage_config=CloudStorageConfig(**config),
+    ).build()
+
+
+def save(config: dict[str, Any], name: str, seed: int, asynchronous: bool = False) -> None:
+    running = manager(config, asynchronous)
+    try:
+        future = running.save(name, _payload(seed))
+        if future is not None:
+            future.result(120)
+    finally:
+        running.close()
+
+
+def load(config: dict[str, Any], name: str, seed: int, use_mmap: bool = True) -> tuple[bool, int]:
+    """Load into other values; whether tensors are those of ``seed``, and the step."""
+    running = manager(config, use_mmap=use_mmap)
+    try:
+        target, wanted = _payload(99), _payload(seed)
+        found = running.load(name, target, strict=True)
+        same = [
+            torch.equal(found["model"][key].to_local(), one.to_local())
+            for key, one in wanted["model"].items()
+        ]
+        return all(same), found["train_state"]["step"]
+    finally:
+        running.close()
+
+
+def storage(config: dict[str, Any], method: str, *arguments: str) -> Any:
+    """What one call to a storage returns; arguments are paths."""
+    from dcp_core.integrations.torch_checkpointing import CloudStorageConfig
+
+    made = CloudStorageConfig(**config).create_storage()
+    return getattr(made, method)(*map(Path, arguments))
