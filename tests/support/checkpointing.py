@@ -22,11 +22,19 @@ def _payload(seed: int) -> dict[str, Any]:
     }
 
 
+def _gathered(self: Any, data: Any, process_group: Any = None) -> dict[int, Any]:
+    """What torch_checkpointing 0.1.1 does on CUDA devices, whatever the group."""
+    found: list[Any] = [None] * dist.get_world_size(process_group)
+    dist.all_gather_object(found, data, group=process_group)
+    return dict(enumerate(found))
+
+
 def manager(config: dict[str, Any], asynchronous: bool = False, use_mmap: bool = True) -> Any:
     from torch_checkpointing import (
         AsyncCheckpointSaverConfig,
         CheckpointLoaderConfig,
         CheckpointManager,
+        DefaultMetadataManager,
         ItemSpec,
         SyncCheckpointSaverConfig,
     )
@@ -35,6 +43,7 @@ def manager(config: dict[str, Any], asynchronous: bool = False, use_mmap: bool =
 
     from dcp_core.integrations.torch_checkpointing import CloudStorageConfig
 
+    DefaultMetadataManager._all_gather_pickled_data = _gathered
     staging = CheckpointStagerConfig(use_pinned_memory=False, use_non_blocking_copy=False)
     return CheckpointManager.Config(
         items={"model": ItemSpec(requires_copy=True, resharder=DefaultResharder())},
