@@ -263,10 +263,9 @@ class CloudStorage(Storage):  # type: ignore[misc]
     def _directory(self, parts: tuple[str, ...]) -> Directory:
         name = "/".join(parts)
         if name not in self._directories:
-            key = self._place.location.key(name)
-            self._directories[name] = Directory(
-                self._place.writable_store(), f"{key}/" if key else "", self._job, self._attempt
-            )
+            prefix = self._place.location.key(f"{name}/" if name else "")
+            store = self._place.writable_store()
+            self._directories[name] = Directory(store, prefix, self._job, self._attempt)
         return self._directories[name]
 
     def _url(self, key: str) -> str:
