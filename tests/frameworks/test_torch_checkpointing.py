@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +29,8 @@ from dcp_core.errors import (
 )
 
 pytest.importorskip("torch_checkpointing")
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -209,3 +215,18 @@ def test_a_damaged_record_is_told(seaweedfs_bucket: Bucket, damage: bytes) -> No
     seaweedfs_bucket.write("run/step-1/.directory", damage)
     with pytest.raises(CheckpointCorruptError, match="record of a folder"):
         storage(seaweedfs_bucket).read(Path("step-1/f"))
+
+
+def test_the_block_of_the_page_runs(seaweedfs_bucket: Bucket) -> None:
+    page = (ROOT / "docs/frameworks/torch_checkpointing.md").read_text()
+    (block,) = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", f"BUCKET = {seaweedfs_bucket.name!r}\n{block}"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "backends")])},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "runs/titan/step-1/model_0.pt" in names(seaweedfs_bucket, "runs/")

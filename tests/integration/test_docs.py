@@ -41,7 +41,11 @@ PAGES = [
 ]
 #: These show what a save looks like, with a ``state`` of the reader's.
 SHOWN = ["README.md", "docs/index.md"]
-ELSEWHERE = ["docs/writing-a-backend.md", "docs/frameworks/torchtitan.md"]
+ELSEWHERE = [
+    "docs/writing-a-backend.md",
+    "docs/frameworks/torchtitan.md",
+    "docs/frameworks/torch_checkpointing.md",
+]
 SERVERS = {"gs://": "gcs", "az://": "azure"}
 OPTIONS = {
     field.name
@@ -54,6 +58,7 @@ KEYWORDS = {
     *("count", "mode", "fall_back", "fsspec"),
     # of TorchTitan's configuration
     *("load_step", "async_mode"),
+    *("use_mmap", "weights_only"),
 }
 #: Runs each block of a page with names of its own, and says of a failure on which line of the page it is.
 RUNNER = """
