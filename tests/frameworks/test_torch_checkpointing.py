@@ -54,9 +54,8 @@ def names(bucket: Bucket, prefix: str = "run/") -> list[str]:
     return [key for key in bucket.keys(prefix) if not key.endswith("/")]
 
 
-@pytest.mark.parametrize("asynchronous", [False, True])
-def test_what_is_saved_is_loaded(pair: Ranks, bucket: Bucket, asynchronous: bool) -> None:
-    pair.run(checkpointing.save, where(bucket), "step-1", 1, asynchronous)
+def test_what_is_saved_is_loaded(pair: Ranks, bucket: Bucket) -> None:
+    pair.run(checkpointing.save, where(bucket), "step-1", 1)
     record = json.loads(bucket.read("run/step-1/.directory"))
     assert {"model_0.pt", "model_1.pt", "metadata.pkl"} <= record["files"].keys()
     assert sorted(f"run/step-1/{at}" for at, _ in record["files"].values()) == [
@@ -64,6 +63,11 @@ def test_what_is_saved_is_loaded(pair: Ranks, bucket: Bucket, asynchronous: bool
     ]
     assert pair.run(checkpointing.load, where(bucket), "step-1", 1) == [(True, 1)] * 2
     assert pair.run(checkpointing.load, where(bucket, "two"), "step-1", 1, False) == [(True, 1)] * 2
+
+
+def test_what_is_saved_in_the_background_is_loaded(pair: Ranks, seaweedfs_bucket: Bucket) -> None:
+    pair.run(checkpointing.save, where(seaweedfs_bucket), "step-1", 1, True)
+    assert pair.run(checkpointing.load, where(seaweedfs_bucket), "step-1", 1) == [(True, 1)] * 2
 
 
 def test_a_rename_is_one_conditional_record_and_no_copy(
