@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.planner import LoadPlanner, SavePlanner
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
-from dcp_core.config import LoadOptions, SaveOptions, TransferOptions
+from dcp_core.config import LoadOptions, SaveOptions
 from dcp_core.errors import CheckpointNotFoundError, CloudCheckpointError
 from dcp_core.run.background import Background
 from dcp_core.run.deletion import Deletion
@@ -31,7 +31,7 @@ from dcp_core.run.ranks import is_first_rank, told_by_first_rank
 from dcp_core.run.retention import Best, Retention
 from dcp_core.run.steps import StepInfo, find_steps, read_facts
 from dcp_core.run.writer import RunWriter
-from dcp_core.storage.checkpoint_store import CheckpointStore
+from dcp_core.storage.checkpoint_store import CheckpointStore, split_options
 from dcp_core.storage.reader import CloudStorageReader
 from dcp_core.transfer.transfer import Transfer
 
@@ -76,9 +76,7 @@ class CheckpointRun:
         **options: Any,
     ) -> None:
         self.retention = Retention(keep_last, keep_every, keep_best)
-        saving, loading = _names(SaveOptions), _names(LoadOptions)
-        self._save_options = {name: options[name] for name in options if name not in loading - saving}
-        self._load_options = {name: options[name] for name in options if name not in saving - loading}
+        self._save_options, self._load_options = split_options(options)
         self._place = CheckpointStore(url, SaveOptions, self._save_options)
         # a wrong option of loading is told now, not when the run is resumed
         CheckpointStore(url, LoadOptions, self._load_options)
@@ -177,7 +175,7 @@ class CheckpointRun:
     def load(
         self,
         state: dict[str, Any],
-        step: int | None = None,
+        step: int | StepInfo | None = None,
         *,
         fall_back: bool = False,
         planner: LoadPlanner | None = None,
@@ -185,7 +183,8 @@ class CheckpointRun:
         """Load a step into ``state``; all ranks together, as ``dcp.load``.
 
         Args:
-            step: which; the newest committed one by default.
+            step: which; the newest committed one by default. Given as what :meth:`steps` or :meth:`latest`
+                returned, it is not looked up once more.
             fall_back: if a step is damaged, say so in the log and load the one before.
 
         Returns:
@@ -196,7 +195,7 @@ class CheckpointRun:
             CheckpointException: of torch, with the errors of all ranks.
         """
         tried: list[str] = []
-        for info in self._candidates(step):
+        for info in self._candidates(step, fall_back):
             try:
                 self._load_one(info, state, planner)
             except BaseException as error:
@@ -211,12 +210,15 @@ class CheckpointRun:
                 return info
         raise CheckpointNotFoundError(
             f"{self.url} has no step to load"
-            + (f": {', '.join(tried)} are damaged" if tried else f" {step}" if step is not None else ""),
+            + (f": {', '.join(tried)} are damaged" if tried else "" if step is None else f" {_number(step)}"),
             bucket=self._place.location.bucket,
         )
 
-    def _candidates(self, step: int | None) -> list[StepInfo]:
-        """Committed steps, newest first, from ``step`` on."""
+    def _candidates(self, wanted: int | StepInfo | None, fall_back: bool) -> list[StepInfo]:
+        """Committed steps, newest first, from the wanted one on."""
+        if isinstance(wanted, StepInfo) and not fall_back:
+            return [wanted]
+        step = None if wanted is None else _number(wanted)
         committed = [info for info in self.steps() if info.committed]
         if step is not None and all(info.step != step for info in committed):
             return []
@@ -313,6 +315,5 @@ class CheckpointRun:
         return f"CheckpointRun({self.url!r})"
 
 
-def _names(kind: type[TransferOptions]) -> set[str]:
-    """Names of options, those of before among them."""
-    return {*kind.__dataclass_fields__, *kind.RENAMED} - {"RENAMED"}
+def _number(step: int | StepInfo) -> int:
+    return step.step if isinstance(step, StepInfo) else step
