@@ -21,7 +21,10 @@ __all__ = ["main", "run"]
 
 FAILED = 2
 INTERRUPTED = 130
-_COMMANDS = ("inspect", "ls", "verify", "gc", "convert", "bench", "schemes")
+_COMMANDS = (
+    *("ls", "show", "inspect", "head", "diff", "du", "verify"),
+    *("rm", "gc", "convert", "bench", "schemes"),
+)
 #: Packages of the extra ``cli``.
 _EXTRA = ("typer", "rich")
 

@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["Concurrency", "Json", "Url", "finite"]
+__all__ = ["Concurrency", "Json", "Place", "Url", "finite"]
 
 Url = Annotated[str, typer.Argument(help="scheme://bucket/prefix", show_default=False)]
+#: Paths too.
+Place = Annotated[str, typer.Argument(metavar="URL", help="Path or URL.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Concurrency = Annotated[int, typer.Option(help="Requests in flight.", min=1, max=1024)]
 
