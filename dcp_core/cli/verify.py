@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from dcp_core.cli.arguments import Concurrency, Json, Url
+from dcp_core.cli.arguments import Concurrency, Json, Place
 from dcp_core.cli.output import Transferring, mib, print_json, print_line
+from dcp_core.tools.places import backend_of
 from dcp_core.upkeep.inventory import Defect
 from dcp_core.upkeep.verify import Report, verify_checkpoint
 
@@ -20,7 +21,7 @@ _SHOWN = 20
 
 
 def verify(
-    url: Url,
+    url: Place,
     *,
     quick: Annotated[bool, typer.Option("--quick", help="Look at the sizes of objects only.")] = False,
     concurrency: Concurrency = 8,
@@ -28,7 +29,9 @@ def verify(
 ) -> int:
     """Check every byte of a committed checkpoint, without a model. Exit code 1 if something is wrong."""
     with Transferring("verifying") as progress:
-        report = verify_checkpoint(url, quick=quick, progress=progress, concurrency=concurrency)
+        report = verify_checkpoint(
+            url, quick=quick, progress=progress, backend=backend_of(url), concurrency=concurrency
+        )
     if json:
         print_json({"ok": report.ok, **dataclasses.asdict(report)})
     else:

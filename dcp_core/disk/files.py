@@ -111,7 +111,7 @@ def checked(bucket: str, key: str, body: Body) -> None:
 
 
 def write_body(path: str, body: Body) -> os.stat_result:
-    """Make a new file with the bytes of ``body``, on the disk when this returns, and with a time of its own."""
+    """Make a new file of ``body``, on the disk when this returns, and with a time of its own."""
     with open(path, "xb", buffering=0) as file:
         for view in body.buffers:
             left = view.cast("B") if view.nbytes else memoryview(b"")

@@ -136,7 +136,7 @@ def same_by_checksums(name: str, a: Metadata, b: Metadata) -> bool | None:
 
 
 def _checksums(name: str, metadata: Metadata) -> dict[Any, tuple[int, bytes]] | None:
-    """By chunk: size and checksums of its bytes; ``None`` if one has none, or means something else by them."""
+    """By chunk: size and checksums of its bytes; ``None`` if one has none that can be compared."""
     entry = metadata.state_dict_metadata[name]
     is_tensor = isinstance(entry, TensorStorageMetadata)
     chunks: list[tuple[Any, ...]] = [(None, ())]

@@ -35,7 +35,7 @@ from dcp_core.seam.store import ObjectStore
 from dcp_core.storage.checkpoint_store import CheckpointStore
 from dcp_core.tools.places import place_at
 from dcp_core.transfer import Transfer
-from dcp_core.upkeep.records import CommittedRecord, committed_records, object_sizes
+from dcp_core.upkeep.records import CommittedRecord, committed_records, object_sizes, record_version
 
 __all__ = ["Removable", "Removal", "removal_at"]
 
@@ -169,6 +169,9 @@ class Removal:
             # deleted by a request whose response was lost, or by someone else
             return
         except ConflictError as error:
+            if record_version(self._store, self._place.location, self._transfer, record.name) is None:
+                # to some stores that is another version
+                return
             raise CheckpointReplacedError(
                 f"another save has replaced the checkpoint at {self._place.location} meanwhile: no data was "
                 "removed",

@@ -147,10 +147,10 @@ class _Looking:
         )
 
     def _referenced(self, prefix: str, records: list[ObjectInfo], data: list[ObjectInfo]) -> set[str]:
-        """Names that the records refer to; they are decoded only where some of ``data`` is not among them."""
+        """Names that the records refer to; they are decoded only where these are not all of ``data``."""
         raw = [found for info in records if (found := self._get(info.key)) is not None]
         names = set().union(*map(data_names_in, raw))
-        if all(split(info.key)[1] in names for info in data):
+        if data and all(split(info.key)[1] in names for info in data):
             return names
         for one in raw:
             metadata = decode_metadata(one, bucket=self._store.bucket, key=prefix)

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 from conftest import Bucket
 
-from dcp_core import TransientError, UnsupportedError
+from dcp_core import TransientError
 from dcp_core.format.checksum import crc32c
 from dcp_core.seam.store import Body, ObjectStore, ReplaceVersion
 from dcp_core.testing import (
@@ -114,19 +114,9 @@ class TestLocalStack(StoreContract):
             store.put("key", Body([b"data"], crc32c(b"other")), ReplaceVersion(old.version))
         assert store.head("key").version == old.version
 
-    @deviates("it has no conditional deletes, and says so")
-    def test_delete_of_a_version(self, store: ObjectStore, raw: RawBucket) -> None:
-        version = store.put("key", body_of(b"data")).version
-        with pytest.raises(UnsupportedError):
-            store.delete_version("key", version)
-        assert raw.read("key") == b"data"
-
 
 def test_deviations_are_known() -> None:
     """The reference store has none; others only those that docs/s3-stores.md tells of."""
     assert deviations(StoreContract) == deviations(TestMemory) == {}
     assert list(deviations(TestSeaweedFS)) == ["test_write_to_a_missing_bucket"]
-    assert list(deviations(TestLocalStack)) == [
-        "test_delete_of_a_version",
-        "test_wrong_checksum_keeps_the_old",
-    ]
+    assert list(deviations(TestLocalStack)) == ["test_wrong_checksum_keeps_the_old"]

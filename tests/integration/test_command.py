@@ -102,6 +102,18 @@ BAD_INPUT = {
     "no URL": ("verify",),
     "no scheme": ("verify", "bucket/run"),
     "a folded URL": ("inspect", "s3:/bucket/run"),
+    "a folded URL to show": ("show", "s3:/bucket/run"),
+    "no path": ("show", ""),
+    "a file for a folder": ("show", __file__),
+    "no depth": ("show", "s3://bucket/run", "--depth", "0"),
+    "one checkpoint to compare": ("diff", "s3://bucket/run"),
+    "nothing to compare with": ("diff", "no/such/folder", "s3://bucket/run"),
+    "no tensor": ("head", "s3://bucket/run"),
+    "fewer than no values": ("head", "s3://bucket/run", "w", "-n", "-1"),
+    "du of a web server": ("du", "https://host/run"),
+    "rm of a web server": ("rm", "https://host/run"),
+    "rm of a bucket": ("rm", "s3://"),
+    "rm of a folder that is none": ("rm", "no/such/folder", "--yes"),
     "no bucket": ("inspect", "s3:///run"),
     "an unknown scheme": ("verify", "ftp://bucket/run"),
     "an unknown option": ("gc", "s3://bucket", "--force"),
@@ -139,7 +151,7 @@ def test_bad_input_is_one_line_and_exit_code_2(what: str) -> None:
     assert "Traceback" not in said
 
 
-@pytest.mark.parametrize("name", ["inspect", "verify"])
+@pytest.mark.parametrize("name", ["inspect", "show", "verify", "rm"])
 def test_where_nothing_is_committed(seaweedfs_bucket: Bucket, name: str) -> None:
     seaweedfs_bucket.write("none/__0_0.0123456789abcdef.distcp", b"of a save that failed")
     said = assert_one_line(run(name, f"{seaweedfs_bucket.url}/none"), 2)
@@ -147,7 +159,7 @@ def test_where_nothing_is_committed(seaweedfs_bucket: Bucket, name: str) -> None
     assert "'none/.metadata'" in said
 
 
-@pytest.mark.parametrize("name", ["inspect", "verify", "gc", "bench"])
+@pytest.mark.parametrize("name", ["inspect", "show", "verify", "du", "rm", "gc", "bench"])
 def test_a_bucket_that_does_not_exist(seaweedfs_bucket: Bucket, name: str) -> None:
     said = assert_one_line(run(name, "s3://no-such-bucket-here/run"), 2)
     assert "no-such-bucket-here" in said
@@ -156,7 +168,7 @@ def test_a_bucket_that_does_not_exist(seaweedfs_bucket: Bucket, name: str) -> No
 
 def test_help() -> None:
     said = command("--help")
-    for name in ("inspect", "ls", "verify", "gc", "bench", "schemes"):
+    for name in ("ls", "show", "inspect", "head", "diff", "du", "verify", "rm", "gc", "bench", "schemes"):
         assert re.search(rf"\b{name}\b", said)
         assert "--json" in command(name, "--help")
 
