@@ -23,7 +23,7 @@ FAILED = 2
 INTERRUPTED = 130
 _COMMANDS = (
     *("ls", "show", "inspect", "head", "diff", "du", "verify"),
-    *("rm", "gc", "convert", "bench", "schemes"),
+    *("cp", "rm", "gc", "convert", "bench", "schemes"),
 )
 #: Packages of the extra ``cli``.
 _EXTRA = ("typer", "rich")

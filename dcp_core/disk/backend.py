@@ -28,7 +28,7 @@ class DiskBackend(Backend):
 
     def locate(self, url: str) -> Location:
         path = url.removeprefix(f"{_SCHEME}://")
-        if not path or "\0" in path:
+        if not path or "\0" in path or (os.path.exists(path) and not os.path.isdir(path)):
             raise InvalidLocationError(f"{url!r} is no path of a folder")
         return Location(_SCHEME, os.path.abspath(path), "")
 

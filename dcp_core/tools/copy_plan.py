@@ -1,0 +1,73 @@
+"""An object cut into the pieces that it is copied in. Pure.
+
+Pieces are the parts of an upload. Blocks with a checksum cross their borders, so what is read for a piece
+reaches to the ends of the blocks that it touches, a MiB at most on each side: each piece is verified by
+itself, in whichever process copies it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from dcp_core.format.frames import FrameTemplate
+from dcp_core.upkeep.frame_checks import Span, spans
+from dcp_core.upkeep.inventory import StoredFrame
+
+__all__ = ["Piece", "checksum_spans", "cut", "is_known", "shares"]
+
+
+class Piece(NamedTuple):
+    """Bytes ``[start, stop)`` of an object, part ``number`` of its upload, from 1.
+
+    ``[first, last)`` is what has to be read to hold all of ``spans`` against their checksums.
+    """
+
+    number: int
+    start: int
+    stop: int
+    first: int
+    last: int
+    spans: tuple[Span, ...]
+
+
+def checksum_spans(frames: Iterable[StoredFrame]) -> list[Span]:
+    """The blocks of an object that have a checksum, in order."""
+    found: list[Span] = []
+    for frame in frames:
+        if frame.payload is not None:
+            nothing_around = FrameTemplate(b"", frame.payload.size, b"")
+            found += (
+                one for one in spans(frame, frame.payload, nothing_around) if isinstance(one.expected, int)
+            )
+    return found
+
+
+def is_known(frames: Iterable[StoredFrame]) -> bool:
+    """Whether every item of an object has checksums."""
+    return all(
+        frame.payload is not None and (frame.payload.checksums or not frame.payload.size) for frame in frames
+    )
+
+
+def cut(size: int, part_size: int, blocks: list[Span]) -> Iterator[Piece]:
+    """The pieces of an object of ``size`` bytes; of an empty one, a single empty piece."""
+    starts, stops = [block.start for block in blocks], [block.stop for block in blocks]
+    for number, start in enumerate(range(0, max(size, 1), part_size), 1):
+        stop = min(size, start + part_size)
+        touched = blocks[bisect_left(stops, start + 1) : bisect_left(starts, stop)]
+        first = min([start, *(block.start for block in touched[:1])])
+        last = max([stop, *(block.stop for block in touched[-1:])])
+        yield Piece(number, start, stop, first, last, tuple(touched))
+
+
+def shares(sizes: dict[str, int], count: int) -> list[list[str]]:
+    """Names in ``count`` shares of about as many bytes; the same in every process."""
+    loads = [0] * count
+    found: list[list[str]] = [[] for _ in range(count)]
+    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        least = loads.index(min(loads))
+        found[least].append(name)
+        loads[least] += sizes[name]
+    return [sorted(names) for names in found]
