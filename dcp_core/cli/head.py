@@ -22,7 +22,7 @@ _SHOWN = 2000
 def head(
     url: Place,
     tensor: Annotated[
-        str, typer.Argument(metavar="TENSOR", help="Its name in the state dict.", show_default=False)
+        str, typer.Argument(metavar="TENSOR", help="Name in the state dict.", show_default=False)
     ],
     *,
     count: Annotated[int, typer.Option("--count", "-n", help="Values to show.", min=0, max=10_000)] = 8,

@@ -9,17 +9,17 @@
     ├── all others                                                           sending.py
     └── the record, byte for byte, on the condition that there still is what was there
 
-Nothing is a checkpoint before its record is there. A copy that was interrupted goes on when it is started again:
-objects are there whole or not at all. Several machines share a copy by ``shard``: they copy data, and a last
-run without it finds all there and commits.
+Nothing is a checkpoint before its record is there. A copy that was interrupted goes on when it is started
+again: objects are there whole or not at all. Several machines share a copy by ``shard``: they copy data, and
+a last run without it finds all there and commits.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -34,14 +34,11 @@ from dcp_core.errors import (
 from dcp_core.format.layout import is_data_name, metadata_name
 from dcp_core.format.metadata import decode_metadata
 from dcp_core.save.commit import Commit
-from dcp_core.seam.location import Location
-from dcp_core.seam.store import ObjectInfo, ObjectStore
-from dcp_core.storage.checkpoint_store import CheckpointStore
+from dcp_core.seam.store import ObjectInfo
 from dcp_core.tools.copy_plan import shares
 from dcp_core.tools.kept import kept_names
-from dcp_core.tools.places import Opened, open_checkpoint, place_at
+from dcp_core.tools.places import Opened, Target, open_checkpoint, open_target, place_at
 from dcp_core.tools.sending import Sender
-from dcp_core.transfer import Transfer
 from dcp_core.upkeep.inventory import Inventory, combined, inventory, sizes_against
 from dcp_core.upkeep.records import object_sizes
 from dcp_core.upkeep.shards import WHOLE, Shard
@@ -68,17 +65,6 @@ class Copied:
     kept: int = 0
     kept_size: int = 0
     committed: bool = False
-
-
-@dataclass
-class _Target:
-    """The place that is copied to, and the records that are there, by name."""
-
-    store: ObjectStore
-    location: Location
-    options: SaveOptions
-    transfer: Transfer
-    there: dict[str, tuple[bytes, ObjectInfo]] = field(default_factory=dict)
 
 
 def copy(
@@ -112,22 +98,19 @@ def copy(
         CloudCheckpointError: a request failed. What was copied stays: copying again goes on.
     """
     with open_checkpoint(source, **source_options) as opened:
-        place = place_at(target, SaveOptions, {**target_options, "overwrite": overwrite})
-        with closing(place):
-            if place.location == opened.location:
-                raise ConfigurationError(f"{source} and {target} are the same place")
-            return _Copy(opened, _target(place), quick).run(shard, progress or _untold)
-
-
-def _target(place: CheckpointStore[SaveOptions]) -> _Target:
-    return _Target(place.writable_store(), place.location, place.options, Transfer(place.options, None))
+        if place_at(target, SaveOptions, {}).location == opened.location:
+            raise ConfigurationError(f"{source} and {target} are the same place")
+        with open_target(target, **{**target_options, "overwrite": overwrite}) as opened_target:
+            return _Copy(opened, opened_target, quick).run(shard, progress or _untold)
 
 
 class _Copy:
-    def __init__(self, source: Opened, target: _Target, quick: bool) -> None:
+    def __init__(self, source: Opened, target: Target, quick: bool) -> None:
         self._source = source
         self._target = target
         self._quick = quick
+        #: Commit records at the target, by name.
+        self._there: dict[str, tuple[bytes, ObjectInfo]] = {}
 
     def run(self, shard: Shard, progress: Progress) -> Copied:
         records = self._records()
@@ -148,7 +131,7 @@ class _Copy:
         for record in source.records:
             key = source.location.key(record.name)
             try:
-                raw[record.name], info = source.transfer.attempt(lambda key=key: source.store.get(key))
+                raw[record.name], info = source.transfer.attempt(partial(source.store.get, key))
                 same = info.version == record.version
             except ObjectNotFoundError:
                 same = False
@@ -188,10 +171,10 @@ class _Copy:
         for name in {*records, metadata_name()}:
             key = target.location.key(name)
             try:
-                target.there[name] = target.transfer.attempt(lambda key=key: target.store.get(key))
+                self._there[name] = target.transfer.attempt(partial(target.store.get, key))
             except ObjectNotFoundError:
                 continue
-            if target.there[name][0] != records.get(name):
+            if self._there[name][0] != records.get(name):
                 self._require_replaceable(name, name in records, names)
 
     def _require_replaceable(self, name: str, is_replaced: bool, names: set[str]) -> None:
@@ -204,7 +187,7 @@ class _Copy:
                 bucket=bucket,
                 key=key,
             )
-        metadata = decode_metadata(target.there[name][0], bucket=bucket, key=key)
+        metadata = decode_metadata(self._there[name][0], bucket=bucket, key=key)
         there = {info.relative_path for info in metadata.storage_data.values()}
         if not is_replaced or not all(map(is_data_name, there & names)):
             raise CheckpointExistsError(
@@ -221,25 +204,16 @@ class _Copy:
             target.store, target.location, target.transfer, list(sizes), target.options.concurrency
         )
         candidates = {name: size for name, size in sizes.items() if there.get(name) == size}
-        kept = kept_names(
-            self._source,
-            target.store,
-            target.location,
-            target.transfer,
-            candidates,
-            frames,
-            target.options.concurrency,
-            self._quick,
-        )
+        kept = kept_names(self._source, target, candidates, frames, quick=self._quick)
         report.kept, report.kept_size = len(kept), sum(sizes[name] for name in kept)
         count(report.kept_size)
-        sender = Sender(self._source, target.store, target.location, target.options, target.transfer, count)
+        sender = Sender(self._source, target, count)
         sender.send((name, size, frames[name]) for name, size in sizes.items() if name not in kept)
 
     def _commit(self, records: dict[str, bytes], names: set[str]) -> None:
         target = self._target
         for name, record in records.items():
-            data, previous = target.there.get(name, (None, None))
+            data, previous = self._there.get(name, (None, None))
             if data != record:
                 commit = Commit(target.store, target.location, name, target.options, target.transfer)
                 commit.replace(record, names, previous)

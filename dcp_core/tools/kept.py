@@ -11,12 +11,9 @@ from typing import NamedTuple
 
 from dcp_core.errors import ConflictError, ObjectNotFoundError
 from dcp_core.format.layout import is_data_name
-from dcp_core.seam.location import Location
-from dcp_core.seam.store import ObjectStore
 from dcp_core.tools.copy_plan import is_known
-from dcp_core.tools.places import Opened
+from dcp_core.tools.places import Opened, Target
 from dcp_core.tools.sending import read_pinned
-from dcp_core.transfer import Transfer
 from dcp_core.upkeep.inventory import StoredFrame, Task, tasks
 from dcp_core.upkeep.proof import Prover
 from dcp_core.upkeep.stream import ObjectStream
@@ -37,12 +34,10 @@ class _Same(NamedTuple):
 
 def kept_names(
     source: Opened,
-    store: ObjectStore,
-    location: Location,
-    transfer: Transfer,
+    target: Target,
     sizes: Mapping[str, int],
     frames: Mapping[str, list[StoredFrame]],
-    concurrency: int,
+    *,
     quick: bool,
 ) -> set[str]:
     """Those of the objects ``sizes``, which are there in this size, that are equal.
@@ -54,8 +49,8 @@ def kept_names(
     known = {name for name in sizes if name not in unread and is_known(frames[name])}
     todo: list[Task | _Same] = list(tasks({name: frames[name] for name in known}))
     todo += (one for name in sizes if name not in unread | known for one in _pieces(name, sizes[name]))
-    check = _Check(source, store, location, transfer)
-    results = transfer.run(todo, check, max(1, min(concurrency, len(todo))))
+    workers = max(1, min(target.options.concurrency, len(todo)))
+    results = target.transfer.run(todo, _Check(source, target), workers)
     damaged = {task.name for task, same in zip(todo, results, strict=True) if not same}
     return set(sizes) - damaged
 
@@ -68,12 +63,10 @@ def _pieces(name: str, size: int) -> Iterator[_Same]:
 class _Check:
     """Whether the bytes of a task are at the target what they are at the source."""
 
-    def __init__(self, source: Opened, store: ObjectStore, location: Location, transfer: Transfer) -> None:
+    def __init__(self, source: Opened, target: Target) -> None:
         self._source = source
-        self._store = store
-        self._location = location
-        self._transfer = transfer
-        self._prover = Prover(store, location, transfer, _uncounted)
+        self._target = target
+        self._prover = Prover(target.store, target.location, target.transfer, _uncounted)
 
     def __call__(self, task: Task | _Same) -> bool:
         try:
@@ -90,8 +83,9 @@ class _Check:
         size = task.stop - task.start
         ours, theirs = memoryview(bytearray(size)), memoryview(bytearray(size))
         read_pinned(self._source, task.name, task.start, ours, None)
-        key = self._location.key(task.name)
-        with ObjectStream(self._store, key, task.stop, self._transfer) as stream:
+        target = self._target
+        key = target.location.key(task.name)
+        with ObjectStream(target.store, key, task.stop, target.transfer) as stream:
             stream.read(task.start, theirs)
         return ours == theirs
 

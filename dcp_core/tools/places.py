@@ -11,17 +11,26 @@ from typing import Any, TypeVar
 
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from dcp_core.config import LoadOptions, TransferOptions
+from dcp_core.config import LoadOptions, SaveOptions, TransferOptions
 from dcp_core.disk.backend import DiskBackend
 from dcp_core.integrations.checkpoint_ids import refuse_folded
 from dcp_core.seam.backend import Backend
 from dcp_core.seam.location import Location, scheme_of
-from dcp_core.seam.store import ReadableStore
+from dcp_core.seam.store import ObjectStore, ReadableStore
 from dcp_core.storage.checkpoint_store import CheckpointStore
 from dcp_core.transfer import Transfer
 from dcp_core.upkeep.records import CommittedRecord, committed_records
 
-__all__ = ["Opened", "backend_of", "merged", "open_checkpoint", "place_at", "rank_of"]
+__all__ = [
+    "Opened",
+    "Target",
+    "backend_of",
+    "merged",
+    "open_checkpoint",
+    "open_target",
+    "place_at",
+    "rank_of",
+]
 
 _Options = TypeVar("_Options", bound=TransferOptions)
 
@@ -87,6 +96,33 @@ def open_checkpoint(path: str, **options: Any) -> Iterator[Opened]:
         records = committed_records(place.store(), place.location, transfer)
         metadata = merged([record.metadata for record in records])
         yield Opened(path, place.store(), place.location, place.options, transfer, records, metadata)
+    finally:
+        place.close()
+
+
+@dataclass(frozen=True)
+class Target:
+    """A place that is written to."""
+
+    store: ObjectStore
+    location: Location
+    options: SaveOptions
+    transfer: Transfer
+
+
+@contextmanager
+def open_target(path: str, **options: Any) -> Iterator[Target]:
+    """A path or URL to write to.
+
+    Args:
+        **options: of writing, and the backend's.
+
+    Raises:
+        UnsupportedError: it can only be read.
+    """
+    place = place_at(path, SaveOptions, options)
+    try:
+        yield Target(place.writable_store(), place.location, place.options, Transfer(place.options, None))
     finally:
         place.close()
 

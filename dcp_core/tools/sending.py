@@ -13,7 +13,6 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from dcp_core.config import SaveOptions
 from dcp_core.errors import (
     CheckpointCorruptError,
     CheckpointIncompleteError,
@@ -25,11 +24,9 @@ from dcp_core.format.checksum import crc32c
 from dcp_core.runtime.tensor_memory import cpu_buffer, tensor_bytes
 from dcp_core.save.objects import Multipart, put_whole
 from dcp_core.save.plan import part_size_for
-from dcp_core.seam.location import Location
-from dcp_core.seam.store import Body, ObjectInfo, ObjectStore, Part
+from dcp_core.seam.store import Body, ObjectInfo, Part
 from dcp_core.tools.copy_plan import Piece, checksum_spans, cut
-from dcp_core.tools.places import Opened
-from dcp_core.transfer import Transfer
+from dcp_core.tools.places import Opened, Target
 from dcp_core.upkeep.frame_checks import DamageError, check_span
 from dcp_core.upkeep.inventory import StoredFrame
 from dcp_core.upkeep.stream import ObjectStream
@@ -52,27 +49,19 @@ class _Object:
 
 
 class Sender:
-    """Copies objects of the checkpoint ``source`` to ``location``.
+    """Copies objects of the checkpoint ``source`` to ``target``.
 
     Args:
-        options: of the target: ``concurrency`` pieces are under way, within ``memory_limit``.
+        target: ``concurrency`` pieces are under way, within ``memory_limit`` of its options.
         progress: told each number of bytes that were stored, from several threads.
     """
 
-    def __init__(
-        self,
-        source: Opened,
-        store: ObjectStore,
-        location: Location,
-        options: SaveOptions,
-        transfer: Transfer,
-        progress: Callable[[int], None],
-    ) -> None:
+    def __init__(self, source: Opened, target: Target, progress: Callable[[int], None]) -> None:
         self._source = source
-        self._store = store
-        self._location = location
-        self._options = options
-        self._transfer = transfer
+        self._store = target.store
+        self._location = target.location
+        self._options = target.options
+        self._transfer = target.transfer
         self._progress = progress
         self._open: list[_Object] = []
 

@@ -6,7 +6,8 @@ Every process plans the same tasks and takes its share, so that any scheduler ca
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import TypeVar
 
 from dcp_core.errors import ConfigurationError
 
@@ -15,7 +16,8 @@ __all__ = ["WHOLE", "Shard"]
 _T = TypeVar("_T")
 
 
-class Shard(NamedTuple):
+@dataclass(frozen=True)
+class Shard:
     """Share ``number``, from 1, of ``count``."""
 
     number: int
