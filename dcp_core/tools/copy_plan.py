@@ -11,17 +11,16 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from dcp_core.format.frames import FrameTemplate
-from dcp_core.upkeep.frame_checks import Span, spans
+from dcp_core.upkeep.frame_checks import Span, spans, template_of
 from dcp_core.upkeep.inventory import StoredFrame
 
-__all__ = ["Piece", "checksum_spans", "cut", "is_known", "shares"]
+__all__ = ["Piece", "cut", "is_known", "known_spans", "shares"]
 
 
 class Piece(NamedTuple):
     """Bytes ``[start, stop)`` of an object, part ``number`` of its upload, from 1.
 
-    ``[first, last)`` is what has to be read to hold all of ``spans`` against their checksums.
+    ``[first, last)`` is what has to be read to hold all of ``spans`` against what is known of them.
     """
 
     number: int
@@ -32,15 +31,13 @@ class Piece(NamedTuple):
     spans: tuple[Span, ...]
 
 
-def checksum_spans(frames: Iterable[StoredFrame]) -> list[Span]:
-    """The blocks of an object that have a checksum, in order."""
+def known_spans(frames: Iterable[StoredFrame]) -> list[Span]:
+    """What is known of an object's bytes, in order: blocks by their checksums, and what torch writes around
+    dense tensors, as far as it was this release."""
     found: list[Span] = []
     for frame in frames:
         if frame.payload is not None:
-            nothing_around = FrameTemplate(b"", frame.payload.size, b"")
-            found += (
-                one for one in spans(frame, frame.payload, nothing_around) if isinstance(one.expected, int)
-            )
+            found += spans(frame, frame.payload, template_of(frame, frame.payload))
     return found
 
 
@@ -51,12 +48,12 @@ def is_known(frames: Iterable[StoredFrame]) -> bool:
     )
 
 
-def cut(size: int, part_size: int, blocks: list[Span]) -> Iterator[Piece]:
+def cut(size: int, part_size: int, known: list[Span]) -> Iterator[Piece]:
     """The pieces of an object of ``size`` bytes; of an empty one, a single empty piece."""
-    starts, stops = [block.start for block in blocks], [block.stop for block in blocks]
+    starts, stops = [block.start for block in known], [block.stop for block in known]
     for number, start in enumerate(range(0, max(size, 1), part_size), 1):
         stop = min(size, start + part_size)
-        touched = blocks[bisect_left(stops, start + 1) : bisect_left(starts, stop)]
+        touched = known[bisect_left(stops, start + 1) : bisect_left(starts, stop)]
         first = min([start, *(block.start for block in touched[:1])])
         last = max([stop, *(block.stop for block in touched[-1:])])
         yield Piece(number, start, stop, first, last, tuple(touched))
