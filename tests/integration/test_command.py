@@ -114,6 +114,9 @@ BAD_INPUT = {
     "rm of a web server": ("rm", "https://host/run"),
     "rm of a bucket": ("rm", "s3://"),
     "rm of a folder that is none": ("rm", "no/such/folder", "--yes"),
+    "one place to copy": ("cp", "s3://bucket/run"),
+    "a shard of none": ("cp", "s3://bucket/run", "folder", "--shard", "1/0"),
+    "a shard that is none": ("verify", "s3://bucket/run", "--shard", "3/2"),
     "no bucket": ("inspect", "s3:///run"),
     "an unknown scheme": ("verify", "ftp://bucket/run"),
     "an unknown option": ("gc", "s3://bucket", "--force"),
@@ -168,9 +171,30 @@ def test_a_bucket_that_does_not_exist(seaweedfs_bucket: Bucket, name: str) -> No
 
 def test_help() -> None:
     said = command("--help")
-    for name in ("ls", "show", "inspect", "head", "diff", "du", "verify", "rm", "gc", "bench", "schemes"):
+    for name in (
+        "ls",
+        "show",
+        "inspect",
+        "head",
+        "diff",
+        "du",
+        "verify",
+        "cp",
+        "rm",
+        "gc",
+        "bench",
+        "schemes",
+    ):
         assert re.search(rf"\b{name}\b", said)
         assert "--json" in command(name, "--help")
+
+
+def test_a_shell_completes_commands_and_options() -> None:
+    words = {"_DCP_CLOUD_COMPLETE": "complete_bash", "COMP_WORDS": "dcp-cloud cp --ov", "COMP_CWORD": "2"}
+    done = run(**words)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "--overwrite\n", "")
+    words |= {"COMP_WORDS": "dcp-cloud s", "COMP_CWORD": "1"}
+    assert run(**words).stdout.split() == ["show", "schemes"]
 
 
 # --- what is not installed

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = (SaveOptions, LoadOptions, S3Options, GCSOptions, AzureOptions, HTTPOptions)
 COMMANDS = (
     *("ls", "show", "inspect", "head", "diff", "du", "verify"),
-    *("rm", "gc", "convert", "bench", "schemes"),
+    *("cp", "rm", "gc", "convert", "bench", "schemes"),
 )
 
 
