@@ -51,7 +51,7 @@ def head(
 
 def _lines(found: Head) -> list[str]:
     if found.shape is None:
-        return [f"{found.name}: object", _short(repr(found.values))]
+        return [f"{found.name}: object", _short(_repr(found.values))]
     lines = [f"{found.name}: {found.dtype} {list(found.shape)}"]
     if found.values:
         more = " …" if len(found.values) < math.prod(found.shape) else ""
@@ -80,6 +80,13 @@ def _shown(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
+def _repr(value: Any) -> str:
+    try:
+        return repr(value)
+    except RecursionError:
+        return f"a {type(value).__name__} that is nested too deeply to be shown"
+
+
 def _short(text: str) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}… ({len(text)} characters)"
 
@@ -92,7 +99,7 @@ def _as_json(url: str, found: Head) -> dict[str, Any]:
         "name": found.name,
         "dtype": found.dtype,
         "shape": None if found.shape is None else list(found.shape),
-        "values": repr(found.values) if is_object else list(map(_plain, found.values)),
+        "values": _repr(found.values) if is_object else list(map(_plain, found.values)),
         "statistics": None if found.statistics is None else _facts(found.statistics),
     }
 

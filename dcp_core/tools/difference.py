@@ -20,13 +20,13 @@ import pickle
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 
 from dcp_core.errors import UntrustedDataError
-from dcp_core.format.stored import payload_of
+from dcp_core.format.stored import payload_of, transforms_of
 from dcp_core.tools.elements import Elements, batches, boxes
 from dcp_core.tools.places import Opened, open_checkpoint
 
@@ -132,23 +132,37 @@ def same_by_checksums(name: str, a: Metadata, b: Metadata) -> bool | None:
     ours, theirs = _checksums(name, a), _checksums(name, b)
     if ours is None or theirs is None or ours.keys() != theirs.keys():
         return None
-    return ours == theirs
+    if ours == theirs:
+        return True
+    pairs = [(one, theirs[chunk]) for chunk, one in ours.items()]
+    # frames that were compressed, and objects, may be of other bytes and the same value
+    return False if all(one.telling and other.telling for one, other in pairs) else None
 
 
-def _checksums(name: str, metadata: Metadata) -> dict[Any, tuple[int, bytes]] | None:
-    """By chunk: size and checksums of its bytes; ``None`` if one has none that can be compared."""
+class _Stored(NamedTuple):
+    """What the bytes of one chunk must be; ``telling`` if its value differs where they do."""
+
+    plain: bool
+    size: int
+    checksums: bytes
+    telling: bool
+
+
+def _checksums(name: str, metadata: Metadata) -> dict[Any, _Stored] | None:
+    """By chunk; ``None`` if one has no checksums."""
     entry = metadata.state_dict_metadata[name]
     is_tensor = isinstance(entry, TensorStorageMetadata)
     chunks: list[tuple[Any, ...]] = [(None, ())]
     if isinstance(entry, TensorStorageMetadata):
         chunks = [(chunk.offsets, tuple(chunk.sizes)) for chunk in entry.chunks]
-    found: dict[Any, tuple[int, bytes]] = {}
+    found: dict[Any, _Stored] = {}
     for chunk in chunks:
         info = metadata.storage_data.get(MetadataIndex(name, chunk[0]))
         payload = None if info is None else payload_of(info)
-        if payload is None or payload.plain is not is_tensor or (payload.size and not payload.checksums):
+        if info is None or payload is None or (payload.size and not payload.checksums):
             return None
-        found[chunk] = (payload.size, payload.checksums)
+        telling = is_tensor and not transforms_of(info)
+        found[chunk] = _Stored(payload.plain, payload.size, payload.checksums, telling)
     return found
 
 
@@ -156,9 +170,7 @@ def _compare_values(report: Differences, alike: list[str], a: Opened, b: Opened,
     left: list[str] = []
     for name in alike:
         same = same_by_checksums(name, a.metadata, b.metadata)
-        is_tensor = isinstance(a.metadata.state_dict_metadata[name], TensorStorageMetadata)
-        if same is None or not (same or is_tensor):
-            # the bytes of an object may differ where its value does not
+        if same is None:
             left.append(name)
             continue
         report.by_checksums += 1
@@ -204,7 +216,7 @@ class _Reading:
         """Whether two objects differ; those that cannot be read without trust are taken to."""
         try:
             return _saved(self._a.value(name)) != _saved(self._b.value(name))
-        except (UntrustedDataError, pickle.PicklingError, TypeError):
+        except (UntrustedDataError, pickle.PicklingError, TypeError, RecursionError):
             return True
 
 

@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPla
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from dcp_core.config import MIB
-from dcp_core.errors import CheckpointCorruptError
+from dcp_core.errors import CheckpointCorruptError, UnsupportedTensorError
 from dcp_core.load.decode import load_restricted
 from dcp_core.load.fetch import RankReader
 from dcp_core.load.plan import boxes_of
@@ -110,7 +110,7 @@ class Elements:
         dtype = entry.properties.dtype
         chunks = []
         for number, box in group:
-            planner.targets[number] = cpu_buffer(box.size).view(dtype).view(box.lengths)
+            planner.targets[number] = _blank(name, dtype, box)
             chunks.append(ChunkStorageMetadata(torch.Size(box.offsets), torch.Size(box.lengths)))
         found = create_read_items_for_chunk_list(name, entry, chunks)
         wanted = sum(math.prod(box.lengths) for _, box in group)
@@ -131,6 +131,14 @@ class Elements:
         item = ReadItem(LoadItemType.BYTE_IO, index, nowhere, index, nowhere, torch.Size([1]))
         self._reader.read(LoadPlan([item]), planner, self._metadata)
         return load_restricted(planner.objects[name])
+
+
+def _blank(name: str, dtype: torch.dtype, box: Wanted) -> torch.Tensor:
+    try:
+        return cpu_buffer(box.size).view(dtype).view(box.lengths)
+    # quantized dtypes and the like
+    except RuntimeError as error:
+        raise UnsupportedTensorError(f"{name!r} has elements of {dtype}, which are not read") from error
 
 
 def _numbered(item: ReadItem, first: int) -> ReadItem:

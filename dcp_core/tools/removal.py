@@ -86,7 +86,7 @@ def _run_of(path: str) -> tuple[str, int | None]:
     # a step at the root of a bucket is one of a run too, but a bucket alone is none
     if parent.endswith(("/", ":")):
         return path, None
-    return (parent if slash else "."), step
+    return parent or slash or ".", step
 
 
 class Removal:

@@ -124,7 +124,7 @@ class _Looking:
     def at(self, prefix: str, infos: list[ObjectInfo], uploads: dict[str, int]) -> Usage:
         """What one folder holds."""
         records = [info for info in infos if is_metadata_name(split(info.key)[1])]
-        data = [info for info in infos if info not in records]
+        data = [info for info in infos if not is_metadata_name(split(info.key)[1])]
         path, pending = self.below(prefix), uploads.get(prefix, 0)
         if not records:
             return _without_record(path, data, pending)

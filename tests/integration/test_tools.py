@@ -459,3 +459,25 @@ def test_a_record_can_make_nobody_remove_other_checkpoints(
     seaweedfs_bucket.write("run/.metadata", record)
     command("rm", url, "--yes")
     assert seaweedfs_bucket.keys() == sorted(["run/step-1/.metadata", data])
+
+
+def test_quantized_tensors_are_compared_and_not_looked_into(
+    seaweedfs_bucket: Bucket, command: Command
+) -> None:
+    """Their frames are what there is of them."""
+    a, b, c = (f"{seaweedfs_bucket.url}/{name}" for name in "abc")
+    values = torch.arange(8.0)
+    for url, scale in ((a, 0.5), (b, 0.5), (c, 0.25)):
+        save(url, {"q": torch.quantize_per_tensor(values, scale, 0, torch.qint8)})
+    assert command.json("diff", a, b, "--values")["by_checksums"] == 1
+    assert command.json("diff", a, c, "--values", code=1)["found"][0]["name"] == "q"
+    assert "qint8" in command.fails("head", a, "q")
+
+
+def test_objects_that_would_run_code_are_not_loaded(seaweedfs_bucket: Bucket, command: Command) -> None:
+    a, b = (f"{seaweedfs_bucket.url}/{name}" for name in "ab")
+    save(a, {"x": Path("one")})
+    save(b, {"x": Path("two")})
+    assert "which loading refuses" in command.fails("head", a, "x")
+    assert command("diff", a, b, "--values", code=1).startswith("values: x\n")
+    assert command("diff", a, a, "--values").startswith("no difference")
