@@ -27,9 +27,10 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 
 from dcp_core.config import MIB
 from dcp_core.errors import CheckpointCorruptError, UnsupportedTensorError
-from dcp_core.load.decode import load_restricted
+from dcp_core.load.decode import load_restricted, refuse_code
 from dcp_core.load.fetch import RankReader
 from dcp_core.load.plan import boxes_of
+from dcp_core.load.source import Catalog
 from dcp_core.runtime.tensor_memory import cpu_buffer, narrow
 from dcp_core.tools.places import Opened
 
@@ -130,7 +131,9 @@ class Elements:
         nowhere = torch.Size([0])
         item = ReadItem(LoadItemType.BYTE_IO, index, nowhere, index, nowhere, torch.Size([1]))
         self._reader.read(LoadPlan([item]), planner, self._metadata)
-        return load_restricted(planner.objects[name])
+        frame = planner.objects[name]
+        refuse_code(item, Catalog(self._metadata).source(item), frame)
+        return load_restricted(frame)
 
 
 def _blank(name: str, dtype: torch.dtype, box: Wanted) -> torch.Tensor:

@@ -461,6 +461,7 @@ def test_a_record_can_make_nobody_remove_other_checkpoints(
     assert seaweedfs_bucket.keys() == sorted(["run/step-1/.metadata", data])
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
 def test_quantized_tensors_are_compared_and_not_looked_into(
     seaweedfs_bucket: Bucket, command: Command
 ) -> None:
