@@ -194,8 +194,9 @@ def test_damage_on_the_way_is_read_again(
     save(url)
     fault = Fault("flip_response", method="GET", path="distcp", after=place, times=1)
     proxy.add(fault)
-    copy(url, str(tmp_path), target_options=PARTS)
-    assert fault.hits >= 4
+    # one at a time: the first response is a whole object
+    copy(url, str(tmp_path), target_options={**PARTS, "concurrency": 1})
+    assert fault.hits > 3
     assert files(tmp_path) == held(seaweedfs_bucket, "run/")
 
 
