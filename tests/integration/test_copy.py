@@ -18,8 +18,7 @@ import torch.distributed.checkpoint as dcp
 from conftest import Bucket
 from dcp_fault_proxy import Fault, FaultProxy
 from support import scenarios
-from support.command import PROGRAM, environment
-from support.commands import Command
+from support.command import PROGRAM, as_json, command, environment, fails
 from support.ranks import Ranks
 from support.torch_releases import since
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
@@ -41,11 +40,6 @@ World = Callable[[int], Ranks]
 MIB = 1 << 20
 #: Parts of the smallest size that S3 takes.
 PARTS = {"part_size": 5 * MIB}
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
-    return Command(capsys, monkeypatch)
 
 
 def state_of(seed: int) -> dict[str, Any]:
@@ -77,14 +71,14 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
 
 
-def test_from_a_cloud_to_a_disk_and_back(bucket: Bucket, tmp_path: Path, command: Command) -> None:
+def test_from_a_cloud_to_a_disk_and_back(bucket: Bucket, tmp_path: Path) -> None:
     """Every byte of every object, in parts; the record too, so that it says all it said."""
     url, back = f"{bucket.url}/run", f"{bucket.url}/back"
     save(url)
     original = held(bucket, "run/")
     assert len(original) == 4
     size = sum(len(data) for name, data in original.items() if name != ".metadata")
-    found = command.json("cp", url, str(tmp_path / "copy"))
+    found = as_json("cp", url, str(tmp_path / "copy"))
     expected = {"objects": 3, "size": size, "kept": 0, "kept_size": 0, "committed": True}
     assert found == {"from": url, "to": str(tmp_path / "copy"), **expected}
     assert files(tmp_path / "copy") == original
@@ -104,9 +98,7 @@ def test_between_clouds(seaweedfs_bucket: Bucket, gcs_bucket: Any, azure_bucket:
     load(f"{azure_bucket.url}/copy")
 
 
-def test_a_copy_that_was_interrupted_goes_on(
-    seaweedfs_bucket: Bucket, proxy: FaultProxy, command: Command
-) -> None:
+def test_a_copy_that_was_interrupted_goes_on(seaweedfs_bucket: Bucket, proxy: FaultProxy) -> None:
     """Nothing is a checkpoint before it is whole, and what is there is not sent again."""
     url, target = f"{seaweedfs_bucket.url}/run", f"{seaweedfs_bucket.url}/copy"
     save(url)
@@ -123,7 +115,7 @@ def test_a_copy_that_was_interrupted_goes_on(
         assert ".metadata" not in there
         assert there.items() <= held(seaweedfs_bucket, "run/").items()
         assert seaweedfs_bucket.uploads() == []
-        assert "no committed checkpoint" in command.fails("verify", target)
+        assert "no committed checkpoint" in fails("verify", target)
     assert len(there) == stored - 1
     proxy.clear()
     report = copy(url, target)
@@ -133,9 +125,7 @@ def test_a_copy_that_was_interrupted_goes_on(
     assert held(seaweedfs_bucket, "copy/") == held(seaweedfs_bucket, "run/")
 
 
-def test_a_copy_that_was_killed_leaves_no_checkpoint(
-    seaweedfs_bucket: Bucket, proxy: FaultProxy, command: Command
-) -> None:
+def test_a_copy_that_was_killed_leaves_no_checkpoint(seaweedfs_bucket: Bucket, proxy: FaultProxy) -> None:
     """At the worst moment: when all of the data is there, and the record is on its way."""
     url, target = f"{seaweedfs_bucket.url}/run", f"{seaweedfs_bucket.url}/copy"
     save(url)
@@ -147,7 +137,7 @@ def test_a_copy_that_was_killed_leaves_no_checkpoint(
         process.send_signal(signal.SIGKILL)
     proxy.release(drop=True)
     assert len(held(seaweedfs_bucket, "copy/")) == 3
-    assert "no committed checkpoint" in command.fails("show", target)
+    assert "no committed checkpoint" in fails("show", target)
     # what is left is what gc removes, or the next copy takes
     assert "3 objects" in command("gc", target, "--older-than-hours", "0")
     assert copy(url, target).kept == 3
@@ -216,7 +206,7 @@ def test_frames_of_another_release_of_torch_are_copied(seaweedfs_bucket: Bucket,
     assert files(tmp_path) == held(seaweedfs_bucket, "run/")
 
 
-def test_what_is_there_and_damaged_is_sent_again(seaweedfs_bucket: Bucket, command: Command) -> None:
+def test_what_is_there_and_damaged_is_sent_again(seaweedfs_bucket: Bucket) -> None:
     """Of the right name and size, but not equal; only ``--quick`` does not look."""
     url, target = f"{seaweedfs_bucket.url}/run", f"{seaweedfs_bucket.url}/copy"
     save(url)
@@ -224,18 +214,18 @@ def test_what_is_there_and_damaged_is_sent_again(seaweedfs_bucket: Bucket, comma
     (key, *_) = (key for key in seaweedfs_bucket.keys("copy/") if key.endswith(".distcp"))
     whole = seaweedfs_bucket.read(key)
     seaweedfs_bucket.write(key, whole[: 4 * MIB] + b"x" + whole[4 * MIB + 1 :])
-    assert command.json("cp", url, target, "--quick")["kept"] == 3
+    assert as_json("cp", url, target, "--quick")["kept"] == 3
     assert seaweedfs_bucket.read(key) != whole
-    assert command.json("cp", url, target)["kept"] == 2
+    assert as_json("cp", url, target)["kept"] == 2
     assert held(seaweedfs_bucket, "copy/") == held(seaweedfs_bucket, "run/")
 
 
-def test_another_checkpoint_is_replaced_only_when_asked(bucket: Bucket, command: Command) -> None:
+def test_another_checkpoint_is_replaced_only_when_asked(bucket: Bucket) -> None:
     url, target = f"{bucket.url}/run", f"{bucket.url}/copy"
     save(url, 1)
     save(target, 2)
     before = held(bucket, "copy/")
-    assert "another checkpoint is committed" in command.fails("cp", url, target)
+    assert "another checkpoint is committed" in fails("cp", url, target)
     assert held(bucket, "copy/") == before
     command("cp", url, target, "--overwrite")
     # the old data is gone, once nothing refers to it
@@ -266,21 +256,21 @@ def test_a_save_that_commits_meanwhile_wins(seaweedfs_bucket: Bucket, proxy: Fau
     assert len(seaweedfs_bucket.keys("copy/")) == 4
 
 
-def test_machines_share_a_copy(seaweedfs_bucket: Bucket, proxy: FaultProxy, command: Command) -> None:
+def test_machines_share_a_copy(seaweedfs_bucket: Bucket, proxy: FaultProxy) -> None:
     url, target = f"{seaweedfs_bucket.url}/run", f"{seaweedfs_bucket.url}/copy"
     save(url)
-    reports = [command.json("cp", url, target, "--shard", f"{number}/2") for number in (2, 1)]
+    reports = [as_json("cp", url, target, "--shard", f"{number}/2") for number in (2, 1)]
     assert sorted(one["objects"] for one in reports) == [1, 2]
     assert not any(one["committed"] for one in reports)
-    assert "no committed checkpoint" in command.fails("verify", target)
+    assert "no committed checkpoint" in fails("verify", target)
     proxy.clear()
-    assert command.json("cp", url, target, "--quick")["committed"] is True
+    assert as_json("cp", url, target, "--quick")["committed"] is True
     moved = [seen.path for seen in proxy.requests if "distcp" in seen.path]
     assert moved == []
     assert held(seaweedfs_bucket, "copy/") == held(seaweedfs_bucket, "run/")
 
 
-def test_machines_share_a_verification(seaweedfs_bucket: Bucket, command: Command) -> None:
+def test_machines_share_a_verification(seaweedfs_bucket: Bucket) -> None:
     """Each byte is in one share; what is damaged is told by one of them."""
     url = f"{seaweedfs_bucket.url}/run"
     save(url)
@@ -298,7 +288,7 @@ def test_machines_share_a_verification(seaweedfs_bucket: Bucket, command: Comman
     assert ", shard 2/3" in command("verify", url, "--shard", "2/3")
 
 
-def test_checkpoints_of_stock_torch(seaweedfs_bucket: Bucket, tmp_path: Path, command: Command) -> None:
+def test_checkpoints_of_stock_torch(seaweedfs_bucket: Bucket, tmp_path: Path) -> None:
     """Their items have no checksums and their objects names that every save gives."""
     folder, target = tmp_path / "stock", f"{seaweedfs_bucket.url}/copy"
     dcp.save(state_of(1), storage_writer=FileSystemWriter(folder))
@@ -306,11 +296,11 @@ def test_checkpoints_of_stock_torch(seaweedfs_bucket: Bucket, tmp_path: Path, co
     assert held(seaweedfs_bucket, "copy/") == files(folder)
     load(target)
     # compared with the source, byte by byte, and not taken for equal by its size
-    assert command.json("cp", str(folder), target, "--quick")["kept"] == 1
+    assert as_json("cp", str(folder), target, "--quick")["kept"] == 1
     other = bytearray((folder / "__0_0.distcp").read_bytes())
     other[9 * MIB] ^= 1
     (folder / "__0_0.distcp").write_bytes(other)
-    assert command.json("cp", str(folder), target, "--quick")["kept"] == 0
+    assert as_json("cp", str(folder), target, "--quick")["kept"] == 0
     assert held(seaweedfs_bucket, "copy/") == files(folder)
 
 
@@ -331,35 +321,33 @@ def saves_without_collectives(url: str) -> None:
 
 
 @since(2, 9, "saving without collectives")
-def test_records_of_single_ranks_are_copied(
-    seaweedfs_bucket: Bucket, worlds: World, tmp_path: Path, command: Command
-) -> None:
+def test_records_of_single_ranks_are_copied(seaweedfs_bucket: Bucket, worlds: World, tmp_path: Path) -> None:
     url = f"{seaweedfs_bucket.url}/run"
     worlds(2).run(saves_without_collectives, url)
     copy(url, str(tmp_path / "copy"))
     assert files(tmp_path / "copy") == held(seaweedfs_bucket, "run/")
-    assert command.json("show", str(tmp_path / "copy"))["ranks"] == [0, 1]
+    assert as_json("show", str(tmp_path / "copy"))["ranks"] == [0, 1]
     # one record for all would hide them
     save(f"{seaweedfs_bucket.url}/other")
     with pytest.raises(CheckpointExistsError, match="remove it first"):
         copy(url, f"{seaweedfs_bucket.url}/other", overwrite=True)
 
 
-def test_what_cannot_be_copied(seaweedfs_bucket: Bucket, tmp_path: Path, command: Command) -> None:
+def test_what_cannot_be_copied(seaweedfs_bucket: Bucket, tmp_path: Path) -> None:
     url = f"{seaweedfs_bucket.url}/run"
     save(url)
-    assert "no committed checkpoint" in command.fails("cp", f"{seaweedfs_bucket.url}/none", url)
-    assert "are the same place" in command.fails("cp", url, f"{url}/")
-    assert "can only be loaded from" in command.fails("cp", url, "https://host/run")
+    assert "no committed checkpoint" in fails("cp", f"{seaweedfs_bucket.url}/none", url)
+    assert "are the same place" in fails("cp", url, f"{url}/")
+    assert "can only be loaded from" in fails("cp", url, "https://host/run")
     for shard in ("0/2", "3/2", "2", "a/b", "1/2/3", "-1/2"):
-        assert "a shard is" in command.fails("cp", url, str(tmp_path), "--shard", shard)
+        assert "a shard is" in fails("cp", url, str(tmp_path), "--shard", shard)
     (tmp_path / "file").write_bytes(b"")
-    assert "is no path of a folder" in command.fails("cp", url, str(tmp_path / "file"))
+    assert "is no path of a folder" in fails("cp", url, str(tmp_path / "file"))
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
 def test_a_disk_that_is_full_or_may_not_be_written(
-    seaweedfs_bucket: Bucket, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+    seaweedfs_bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One line, and nothing left."""
     url = f"{seaweedfs_bucket.url}/run"

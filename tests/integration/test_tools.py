@@ -15,7 +15,7 @@ import torch.distributed.checkpoint as dcp
 from conftest import Bucket
 from dcp_fault_proxy import Fault, FaultProxy
 from support import scenarios
-from support.commands import Command
+from support.command import as_json, command, fails
 from support.ranks import Ranks, replace_variables
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, MetadataIndex
@@ -41,11 +41,6 @@ TOKEN = "0123456789abcdef"
 MIB = 1 << 20
 
 
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
-    return Command(capsys, monkeypatch)
-
-
 def save(url: str, state: dict[str, Any]) -> None:
     dcp.save(state, storage_writer=CloudStorageWriter(url))
 
@@ -67,7 +62,7 @@ def state_of(seed: int) -> dict[str, Any]:
 # --- show
 
 
-def test_show_is_a_tree(bucket: Bucket, command: Command) -> None:
+def test_show_is_a_tree(bucket: Bucket) -> None:
     url = f"{bucket.url}/run"
     save(url, state_of(1))
     lines = [line.split() for line in command("show", url).splitlines()]
@@ -79,15 +74,15 @@ def test_show_is_a_tree(bucket: Bucket, command: Command) -> None:
     assert lines[-1] == ["4", "items", "in", "4", "chunks", "of", "1", "ranks,", "1.0", "MiB"]
 
 
-def test_show_folds_and_looks_at_a_part(seaweedfs_bucket: Bucket, command: Command) -> None:
+def test_show_folds_and_looks_at_a_part(seaweedfs_bucket: Bucket) -> None:
     url = f"{seaweedfs_bucket.url}/run"
     save(url, state_of(1))
-    folded = command.json("show", url, "--depth", "2")
+    folded = as_json("show", url, "--depth", "2")
     assert [row["name"] for row in folded["rows"]] == ["model", "model.layers", "model.norm", "step"]
     layers = {"name": "model.layers", "depth": 1, "kind": "folder", "shape": None, "items": 2}
     layers |= {"bytes": MIB + 12, "chunks": 2, "ranks": [0], "dtypes": ["float32"]}
     assert folded["rows"][1] == layers
-    part = command.json("show", url, "--under", "model.layers")
+    part = as_json("show", url, "--under", "model.layers")
     assert [row["name"] for row in part["rows"] if row["kind"] == "tensor"] == [
         "model.layers.0.w",
         "model.layers.1.w",
@@ -96,13 +91,11 @@ def test_show_folds_and_looks_at_a_part(seaweedfs_bucket: Bucket, command: Comma
     assert "0 items" in command("show", url, "--under", "model.lay", code=1)
 
 
-def test_show_tells_how_tensors_are_sharded(
-    seaweedfs_bucket: Bucket, worlds: World, command: Command
-) -> None:
+def test_show_tells_how_tensors_are_sharded(seaweedfs_bucket: Bucket, worlds: World) -> None:
     url = f"{seaweedfs_bucket.url}/run"
     full = scenarios.sharded_state(1)
     worlds(2).run(_save_sharded, seaweedfs_bucket.environment, url)
-    rows = {row["name"]: row for row in command.json("show", url)["rows"]}
+    rows = {row["name"]: row for row in as_json("show", url)["rows"]}
     for name in ("dim 0", "dim 1", "wide", "cube"):
         assert (rows[name]["chunks"], rows[name]["ranks"]) == (2, [0, 1])
         assert rows[name]["bytes"] == full[name].nbytes
@@ -115,12 +108,12 @@ def _save_sharded(environment: dict[str, str], url: str) -> None:
     dcp.save(state, storage_writer=CloudStorageWriter(url))
 
 
-def test_names_of_any_depth_are_shown(seaweedfs_bucket: Bucket, command: Command) -> None:
+def test_names_of_any_depth_are_shown(seaweedfs_bucket: Bucket) -> None:
     """They come from a bucket: neither the stack nor memory may depend on them."""
     url, name = f"{seaweedfs_bucket.url}/run", "\x1b[2J." + ".".join("x" * 5000)
     save(url, {name: torch.ones(2), ".": torch.ones(1), "": torch.ones(1)})
     assert r"\x1b[2J" in command("show", url)
-    rows = command.json("show", url)["rows"]
+    rows = as_json("show", url)["rows"]
     assert len(rows) < 50
     assert {row["name"] for row in rows if row["kind"] == "tensor"} == {name, ".", ""}
 
@@ -128,7 +121,7 @@ def test_names_of_any_depth_are_shown(seaweedfs_bucket: Bucket, command: Command
 # --- diff
 
 
-def test_diff_of_names_shapes_and_dtypes(bucket: Bucket, command: Command) -> None:
+def test_diff_of_names_shapes_and_dtypes(bucket: Bucket) -> None:
     first = {"same": torch.ones(4), "gone": torch.ones(2), "shape": torch.ones(4), "kind": 1, "n": 1}
     first["dtype"] = torch.ones(4)
     second = {"same": torch.zeros(4), "new": 7, "shape": torch.ones(2, 2), "kind": torch.ones(1), "n": 2}
@@ -146,15 +139,13 @@ def test_diff_of_names_shapes_and_dtypes(bucket: Bucket, command: Command) -> No
         "5 differences; 5 items in both",
     ]
     assert command("diff", a, a) == "no difference; 6 items in both\n"
-    found = command.json("diff", a, b, "--values", code=1)
+    found = as_json("diff", a, b, "--values", code=1)
     assert [one["name"] for one in found["found"] if one["kind"] == "values"] == ["n", "same"]
     assert found["equal"] is False
     assert (found["by_checksums"], found["by_elements"]) == (1, 1)
 
 
-def test_diff_of_values_needs_only_the_records(
-    seaweedfs_bucket: Bucket, proxy: FaultProxy, command: Command
-) -> None:
+def test_diff_of_values_needs_only_the_records(seaweedfs_bucket: Bucket, proxy: FaultProxy) -> None:
     """One bit in the last of three MiB; no data object is asked for."""
     large = scenarios.noise(1, (3, 512, 512))
     changed = large.clone()
@@ -170,24 +161,22 @@ def test_diff_of_values_needs_only_the_records(
     assert len(proxy.requests) == 2
 
 
-def test_diff_of_other_shards_reads_them(
-    seaweedfs_bucket: Bucket, worlds: World, command: Command, tmp_path: Path
-) -> None:
+def test_diff_of_other_shards_reads_them(seaweedfs_bucket: Bucket, worlds: World, tmp_path: Path) -> None:
     """The same state from two ranks, from one, and from stock torch: equal until a bit differs."""
     sharded, whole = f"{seaweedfs_bucket.url}/a", f"{seaweedfs_bucket.url}/b"
     state: dict[str, Any] = dict(scenarios.sharded_state(1))
     worlds(2).run(_save_sharded, seaweedfs_bucket.environment, sharded)
     save(whole, state)
     save_to_disk(tmp_path, state)
-    found = command.json("diff", sharded, whole, "--values")
+    found = as_json("diff", sharded, whole, "--values")
     # few rows are in one chunk each way, and so are replicated ones
     assert found["by_elements"] >= 5
     assert found["read"] > 4 * 300_000 * 2
-    assert command.json("diff", str(tmp_path), sharded, "--values")["by_elements"] == len(state)
+    assert as_json("diff", str(tmp_path), sharded, "--values")["by_elements"] == len(state)
     state["wide"].view(torch.uint8).view(-1)[-1] ^= 1
     state["cube"][3, 4, 5] = 7.0
     save(whole, state)
-    found = command.json("diff", sharded, whole, "--values", code=1)
+    found = as_json("diff", sharded, whole, "--values", code=1)
     assert [one["name"] for one in found["found"]] == ["cube", "wide"]
 
 
@@ -205,12 +194,12 @@ def test_diff_compares_every_element_whatever_its_kind(seaweedfs_bucket: Bucket,
 # --- head
 
 
-def test_head_of_a_tensor(bucket: Bucket, command: Command) -> None:
+def test_head_of_a_tensor(bucket: Bucket) -> None:
     url = f"{bucket.url}/run"
     values = torch.arange(4000, dtype=torch.float32).reshape(40, 100)
     values[0, 2], values[0, 3], values[39, 99] = float("nan"), float("-inf"), -5.0
     save(url, {"w": values, "flags": torch.tensor([True, False]), "note": {"a": [1, "x"]}})
-    found = command.json("head", url, "w", "-n", "5")
+    found = as_json("head", url, "w", "-n", "5")
     assert found["values"] == [0.0, 1.0, "nan", "-inf", 4.0]
     finite = values[values.isfinite()].double()
     facts = found["statistics"]
@@ -224,17 +213,17 @@ def test_head_of_a_tensor(bucket: Bucket, command: Command) -> None:
     assert command("head", url, "note.a") == "note.a: object\n[1, 'x']\n"
 
 
-def test_head_reads_ranges(seaweedfs_bucket: Bucket, proxy: FaultProxy, command: Command) -> None:
+def test_head_reads_ranges(seaweedfs_bucket: Bucket, proxy: FaultProxy) -> None:
     """Of one tensor among others: the record and a few bytes; all of it for the statistics, once."""
     url = f"{seaweedfs_bucket.url}/run"
     wanted = scenarios.noise(3, (20, 1024, 256))
     save(url, {"a": scenarios.noise(1, (MIB,)), "wanted": wanted, "z": scenarios.noise(2, (MIB,))})
     proxy.requests.clear()
-    found = command.json("head", url, "wanted", "--no-statistics")
+    found = as_json("head", url, "wanted", "--no-statistics")
     assert found["values"] == [_plain(one) for one in wanted.flatten()[:8].tolist()]
     assert sum(seen.bytes_out for seen in proxy.requests if seen.path.endswith(".distcp")) < 64 << 10
     proxy.requests.clear()
-    facts = command.json("head", url, "wanted")["statistics"]
+    facts = as_json("head", url, "wanted")["statistics"]
     read = sum(seen.bytes_out for seen in proxy.requests if seen.path.endswith(".distcp"))
     assert wanted.nbytes <= read < wanted.nbytes + (1 << 20)
     finite = wanted[wanted.isfinite()].double()
@@ -248,29 +237,29 @@ def _plain(value: float) -> Any:
 
 
 @pytest.mark.parametrize("dtype", scenarios.DTYPES, ids=str)
-def test_head_knows_every_dtype(tmp_path: Path, command: Command, dtype: torch.dtype) -> None:
+def test_head_knows_every_dtype(tmp_path: Path, dtype: torch.dtype) -> None:
     tensor = scenarios.noise(1, (7, 9), dtype)
     save_to_disk(tmp_path, {"w": tensor})
-    found = command.json("head", str(tmp_path), "w", "-n", "100")
+    found = as_json("head", str(tmp_path), "w", "-n", "100")
     assert found["dtype"] == str(dtype).removeprefix("torch.")
     assert len(found["values"]) == found["statistics"]["elements"] == 63
 
 
-def test_head_of_what_is_not_there(seaweedfs_bucket: Bucket, command: Command) -> None:
+def test_head_of_what_is_not_there(seaweedfs_bucket: Bucket) -> None:
     url = f"{seaweedfs_bucket.url}/run"
     save(url, state_of(1))
-    assert "is it 'model.layers.0.w'" in command.fails("head", url, "model.layer.0.w")
-    assert "no '\\x1bxyz'" in command.fails("head", url, "\x1bxyz")
+    assert "is it 'model.layers.0.w'" in fails("head", url, "model.layer.0.w")
+    assert "no '\\x1bxyz'" in fails("head", url, "\x1bxyz")
     # of an empty tensor there is nothing to say
     save(url, {"none": torch.empty(0, 3)})
-    found = command.json("head", url, "none")
+    found = as_json("head", url, "none")
     assert (found["values"], found["statistics"]["elements"], found["statistics"]["min"]) == ([], 0, None)
 
 
 # --- du
 
 
-def test_du_tells_checkpoints_from_leftovers(bucket: Bucket, command: Command) -> None:
+def test_du_tells_checkpoints_from_leftovers(bucket: Bucket) -> None:
     url = f"{bucket.url}/runs"
     for step in (1, 2):
         save(f"{url}/a/step-{step}", state_of(step))
@@ -282,7 +271,7 @@ def test_du_tells_checkpoints_from_leftovers(bucket: Bucket, command: Command) -
     bucket.write("runs/readme", b"x" * 11)
     bucket.write("else", b"another URL")
     bucket.start_upload(f"runs/a/step-4/__0_0.{TOKEN}.distcp")
-    found = command.json("du", url)
+    found = as_json("du", url)
     rows = {row["path"]: row for row in found["folders"]}
     assert set(rows) == {"", "a/step-1", "a/step-2", "a/step-3", "a/step-4", "b"}
     for step in (1, 2):
@@ -303,12 +292,12 @@ def test_du_tells_checkpoints_from_leftovers(bucket: Bucket, command: Command) -
     assert command("du", f"{bucket.url}/none", code=1) == f"nothing is at {bucket.url}/none\n"
 
 
-def test_du_of_checkpoints_of_stock_torch(tmp_path: Path, command: Command) -> None:
+def test_du_of_checkpoints_of_stock_torch(tmp_path: Path) -> None:
     """Their names say little: the record decides."""
     save_to_disk(tmp_path / "run" / "1", state_of(1))
     (tmp_path / "run" / "1" / "__1_0.distcp").write_bytes(b"left")
     save_to_disk(tmp_path / "run" / "2", state_of(1))
-    found = command.json("du", str(tmp_path))
+    found = as_json("du", str(tmp_path))
     assert [
         (row["path"], row["state"], row["objects"], row["leftover_size"]) for row in found["folders"]
     ] == [
@@ -322,7 +311,7 @@ def test_du_of_checkpoints_of_stock_torch(tmp_path: Path, command: Command) -> N
 # --- rm
 
 
-def test_rm_removes_a_checkpoint_and_nothing_else(bucket: Bucket, command: Command) -> None:
+def test_rm_removes_a_checkpoint_and_nothing_else(bucket: Bucket) -> None:
     url = f"{bucket.url}/run"
     for step in (1, 10):
         save(f"{url}/step-{step}", state_of(step))
@@ -334,14 +323,14 @@ def test_rm_removes_a_checkpoint_and_nothing_else(bucket: Bucket, command: Comma
     assert said.splitlines()[0] == "commit record .metadata"
     assert said.endswith("1 commit records and 1 objects (1.0 MiB) found; --yes removes them\n")
     assert bucket.keys() == before
-    found = command.json("rm", f"{url}/step-1", "--yes")
+    found = as_json("rm", f"{url}/step-1", "--yes")
     assert (found["removed"], found["data_removed"]) == (True, True)
     assert [one["name"] for one in found["objects"]] == [data.removeprefix("run/step-1/")]
     assert set(before) - set(bucket.keys()) == {"run/step-1/.metadata", data}
     assert command("verify", f"{url}/step-10").startswith(f"{url}/step-10: nothing wrong")
 
 
-def test_rm_refuses_what_is_no_checkpoint(bucket: Bucket, command: Command) -> None:
+def test_rm_refuses_what_is_no_checkpoint(bucket: Bucket) -> None:
     url = f"{bucket.url}/run"
     save(f"{url}/step-1", state_of(1))
     bucket.write(f"left/__0_0.{TOKEN}.distcp", b"never committed")
@@ -349,8 +338,8 @@ def test_rm_refuses_what_is_no_checkpoint(bucket: Bucket, command: Command) -> N
     bucket.write(f"broken/__0_0.{TOKEN}.distcp", b"who knows")
     before = bucket.keys()
     for name in ("run", "left", "none", "run/step-10"):
-        assert "no committed checkpoint" in command.fails("rm", f"{bucket.url}/{name}", "--yes")
-    assert "not readable" in command.fails("rm", f"{bucket.url}/broken", "--yes")
+        assert "no committed checkpoint" in fails("rm", f"{bucket.url}/{name}", "--yes")
+    assert "not readable" in fails("rm", f"{bucket.url}/broken", "--yes")
     assert bucket.keys() == before
 
 
@@ -371,29 +360,27 @@ def test_rm_of_what_was_replaced_meanwhile(bucket: Bucket) -> None:
 
 
 def test_rm_that_is_interrupted_leaves_no_record_without_data(
-    seaweedfs_bucket: Bucket, proxy: FaultProxy, command: Command, monkeypatch: pytest.MonkeyPatch
+    seaweedfs_bucket: Bucket, proxy: FaultProxy
 ) -> None:
     """The record goes first; what is left is what gc removes."""
     url = f"{seaweedfs_bucket.url}/run"
     save(url, state_of(1))
     before = seaweedfs_bucket.keys()
     proxy.add(Fault("error", operation="DeleteObject", status=403, code="AccessDenied", times=1))
-    said = command.fails("rm", url, "--yes")
+    said = fails("rm", url, "--yes")
     assert "s3:DeleteObject" in said
     assert seaweedfs_bucket.keys() == before
     proxy.add(Fault("error", operation="DeleteObjects", status=403, code="AccessDenied", times=1))
-    said = command.fails("rm", url, "--yes")
+    said = fails("rm", url, "--yes")
     assert "the checkpoint is gone, and some of its 1 data objects may be left: `dcp-cloud gc`" in said
     (left,) = seaweedfs_bucket.keys()
     assert left.endswith(".distcp")
-    assert "no committed checkpoint" in command.fails("rm", url, "--yes")
+    assert "no committed checkpoint" in fails("rm", url, "--yes")
     command("gc", url, "--older-than-hours", "0", "--delete")
     assert seaweedfs_bucket.keys() == []
 
 
-def test_rm_goes_on_after_a_lost_response(
-    seaweedfs_bucket: Bucket, proxy: FaultProxy, command: Command
-) -> None:
+def test_rm_goes_on_after_a_lost_response(seaweedfs_bucket: Bucket, proxy: FaultProxy) -> None:
     url = f"{seaweedfs_bucket.url}/run"
     save(url, state_of(1))
     proxy.add(Fault("lose_response", operation="DeleteObject", times=1))
@@ -410,14 +397,14 @@ def lease_on(run: str, step: int) -> Iterator[None]:
             yield
 
 
-def test_rm_of_a_step_that_is_being_loaded(seaweedfs_bucket: Bucket, command: Command) -> None:
+def test_rm_of_a_step_that_is_being_loaded(seaweedfs_bucket: Bucket) -> None:
     url = f"{seaweedfs_bucket.url}/run"
     with CheckpointRun(url) as run:
         for step in (1, 2):
             run.save(step, {"w": torch.ones(3)})
     with lease_on(url, 1):
         before = seaweedfs_bucket.keys("run/step-")
-        assert "step 1 is being loaded" in command.fails("rm", f"{url}/step-1/", "--yes")
+        assert "step 1 is being loaded" in fails("rm", f"{url}/step-1/", "--yes")
         assert seaweedfs_bucket.keys("run/step-") == before
         command("rm", f"{url}/step-2", "--yes")
         assert seaweedfs_bucket.keys("run/step-2/") == []
@@ -425,9 +412,7 @@ def test_rm_of_a_step_that_is_being_loaded(seaweedfs_bucket: Bucket, command: Co
     assert seaweedfs_bucket.keys("run/step-") == []
 
 
-def test_rm_leaves_the_data_to_a_load_that_began_meanwhile(
-    seaweedfs_bucket: Bucket, command: Command, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_rm_leaves_the_data_to_a_load_that_began_meanwhile(seaweedfs_bucket: Bucket) -> None:
     url = f"{seaweedfs_bucket.url}/run"
     save(f"{url}/step-1", state_of(1))
     with removal_at(f"{url}/step-1") as removal:
@@ -438,7 +423,7 @@ def test_rm_leaves_the_data_to_a_load_that_began_meanwhile(
     assert left.endswith(".distcp")
 
 
-def test_rm_on_a_disk(tmp_path: Path, command: Command) -> None:
+def test_rm_on_a_disk(tmp_path: Path) -> None:
     save_to_disk(tmp_path / "step-1", state_of(1))
     save_to_disk(tmp_path / "step-2", state_of(1))
     command("rm", str(tmp_path / "step-1"), "--yes")
@@ -447,9 +432,7 @@ def test_rm_on_a_disk(tmp_path: Path, command: Command) -> None:
     assert not (tmp_path / ".run").exists()
 
 
-def test_a_record_can_make_nobody_remove_other_checkpoints(
-    seaweedfs_bucket: Bucket, command: Command
-) -> None:
+def test_a_record_can_make_nobody_remove_other_checkpoints(seaweedfs_bucket: Bucket) -> None:
     """Whoever can write one object must not have others removed by whoever may."""
     url = f"{seaweedfs_bucket.url}/run"
     save(f"{url}/step-1", state_of(1))
@@ -462,23 +445,21 @@ def test_a_record_can_make_nobody_remove_other_checkpoints(
 
 
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
-def test_quantized_tensors_are_compared_and_not_looked_into(
-    seaweedfs_bucket: Bucket, command: Command
-) -> None:
+def test_quantized_tensors_are_compared_and_not_looked_into(seaweedfs_bucket: Bucket) -> None:
     """Their frames are what there is of them."""
     a, b, c = (f"{seaweedfs_bucket.url}/{name}" for name in "abc")
     values = torch.arange(8.0)
     for url, scale in ((a, 0.5), (b, 0.5), (c, 0.25)):
         save(url, {"q": torch.quantize_per_tensor(values, scale, 0, torch.qint8)})
-    assert command.json("diff", a, b, "--values")["by_checksums"] == 1
-    assert command.json("diff", a, c, "--values", code=1)["found"][0]["name"] == "q"
-    assert "qint8" in command.fails("head", a, "q")
+    assert as_json("diff", a, b, "--values")["by_checksums"] == 1
+    assert as_json("diff", a, c, "--values", code=1)["found"][0]["name"] == "q"
+    assert "qint8" in fails("head", a, "q")
 
 
-def test_objects_that_would_run_code_are_not_loaded(seaweedfs_bucket: Bucket, command: Command) -> None:
+def test_objects_that_would_run_code_are_not_loaded(seaweedfs_bucket: Bucket) -> None:
     a, b = (f"{seaweedfs_bucket.url}/{name}" for name in "ab")
     save(a, {"x": Path("one")})
     save(b, {"x": Path("two")})
-    assert "which loading refuses" in command.fails("head", a, "x")
+    assert "which loading refuses" in fails("head", a, "x")
     assert command("diff", a, b, "--values", code=1).startswith("values: x\n")
     assert command("diff", a, a, "--values").startswith("no difference")
