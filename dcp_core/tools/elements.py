@@ -38,6 +38,8 @@ __all__ = ["BATCH", "Elements", "Wanted", "batches", "boxes", "first_boxes"]
 
 #: Bytes of one box, about.
 _BOX = 8 * MIB
+#: Their scales lie in the pickle of the frame.
+_QUANTIZED = (torch.qint8, torch.quint8, torch.qint32, torch.quint4x2, torch.quint2x4)
 #: Bytes that are read together.
 BATCH = 64 * MIB
 
@@ -137,11 +139,9 @@ class Elements:
 
 
 def _blank(name: str, dtype: torch.dtype, box: Wanted) -> torch.Tensor:
-    try:
-        return cpu_buffer(box.size).view(dtype).view(box.lengths)
-    # quantized dtypes and the like
-    except RuntimeError as error:
-        raise UnsupportedTensorError(f"{name!r} has elements of {dtype}, which are not read") from error
+    if dtype in _QUANTIZED:
+        raise UnsupportedTensorError(f"{name!r} has elements of {dtype}, which say nothing by themselves")
+    return cpu_buffer(box.size).view(dtype).view(box.lengths)
 
 
 def _numbered(item: ReadItem, first: int) -> ReadItem:
