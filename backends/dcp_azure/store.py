@@ -291,6 +291,9 @@ class AzureStore(CloudStore[AzureClient]):
                     refusal = refusal_by_headers(one.status_code, one.headers)
                     raise self.errors.for_refusal("Delete Blob", refusal, self.bucket, key)
 
+    def delete_version(self, key: str, version: str) -> None:
+        self._send("Delete Blob", "DELETE", key, {"If-Match": f'"{version}"'}, 202)
+
 
 def _listed(entry: Any) -> ObjectInfo:
     return ObjectInfo(entry.name, entry.size, _version(entry.etag), entry.last_modified)

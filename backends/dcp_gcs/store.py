@@ -236,6 +236,9 @@ class GCSStore(CloudStore[Session]):
         for start in range(0, len(keys), _DELETE_BATCH):
             self._delete_batch(keys[start : start + _DELETE_BATCH])
 
+    def delete_version(self, key: str, version: str) -> None:
+        self._object("DeleteObject", key, "DELETE", headers={"x-goog-if-generation-match": version})
+
     def _delete_batch(self, keys: Sequence[str]) -> None:
         folder = f"/storage/v1/b/{quote(self.bucket, safe='')}/o/"
         with self.client("DeleteObjects") as session:

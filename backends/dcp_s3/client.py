@@ -16,6 +16,7 @@ import botocore.session
 from botocore import UNSIGNED, xform_name
 from botocore.config import Config
 from botocore.configprovider import DefaultConfigResolver
+from botocore.parsers import ResponseParserError
 
 from dcp_core.config import CONNECT_TIMEOUT
 from dcp_s3.botocore_private import limit_stalled_sends, refuse_other_documents
@@ -69,9 +70,19 @@ def open_client(options: S3Options, concurrency: int) -> S3Client:
         config=Config(**_settings(options, core), max_pool_connections=concurrency + 2),
     )
     refuse_other_documents(client)
+    # before the SDK's own handler, which decodes the keys of entries whether they have one or not
+    client.meta.events.register_first("after-call.s3.ListObjectsV2", _require_names)
     client.meta.events.register("before-call.s3.DeleteObjects", _add_content_md5)
     limit_stalled_sends(client, options.stall_timeout)
     return S3Client(client, credentials)
+
+
+def _require_names(parsed: Mapping[str, Any], **event: Any) -> None:
+    """Refuse a list with an entry that names nothing."""
+    del event
+    for entries, name in (("Contents", "Key"), ("CommonPrefixes", "Prefix")):
+        if not all(entry.get(name) for entry in parsed.get(entries) or ()):
+            raise ResponseParserError(f"an entry of {entries} has no {name}")
 
 
 def _add_content_md5(params: dict[str, Any], **event: Any) -> None:

@@ -196,6 +196,9 @@ class S3Store(CloudStore[S3Client]):
         except ObjectNotFoundError:
             return
 
+    def delete_version(self, key: str, version: str) -> None:
+        self._send("DeleteObject", key, IfMatch=version)
+
     def _payload(self, body: Body) -> dict[str, Any]:
         checksum = {"ChecksumCRC32C": body.crc32c_base64} if self._options.upload_checksum else {}
         return {"Body": body.open(), "ContentLength": body.size, **checksum}

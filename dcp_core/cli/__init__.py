@@ -5,7 +5,7 @@
     app.py          the program: its commands, errors of one line, exit codes
     arguments.py    what several commands take
     output.py       terminals, plain lines, JSON
-    inspect.py, verify.py, gc.py, bench.py, schemes.py      one command each
+    all others      one command each
 """
 
 from dcp_core.cli.app import main

@@ -21,7 +21,10 @@ __all__ = ["main", "run"]
 
 FAILED = 2
 INTERRUPTED = 130
-_COMMANDS = ("inspect", "ls", "verify", "gc", "convert", "bench", "schemes")
+_COMMANDS = (
+    *("ls", "show", "inspect", "head", "diff", "du", "verify"),
+    *("cp", "rm", "gc", "convert", "bench", "schemes"),
+)
 #: Packages of the extra ``cli``.
 _EXTRA = ("typer", "rich")
 
@@ -64,8 +67,8 @@ def _failure(name: str, error: BaseException) -> int:
     if isinstance(error, CheckpointException):
         return _fail(name, _first_failure(error))
     if isinstance(error, SystemExit):
-        # rich, whose output nobody reads any more
-        return FAILED
+        # click, after it has completed a line; or rich, whose output nobody reads any more
+        return 0 if error.code in (0, None) else FAILED
     traceback.print_exception(error)
     return FAILED
 

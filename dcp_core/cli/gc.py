@@ -10,10 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
-from dcp_core.cli.arguments import Concurrency, Json, Url, finite
+from dcp_core.cli.arguments import Concurrency, Json, Place, finite
 from dcp_core.cli.output import Counting, mib, print_json, print_line
 from dcp_core.config import LoadOptions
-from dcp_core.storage.checkpoint_store import CheckpointStore
+from dcp_core.tools.places import place_at
 from dcp_core.upkeep.leftovers import Cleanup, Finding, Found, LeftAlone
 
 __all__ = ["gc"]
@@ -39,7 +39,7 @@ class _Counts:
 
 
 def gc(
-    url: Url,
+    url: Place,
     *,
     older_than_hours: Annotated[
         float,
@@ -60,7 +60,7 @@ def gc(
     """
     counts = _Counts()
     older_than = timedelta(hours=older_than_hours)
-    checkpoint = CheckpointStore(url, LoadOptions, {"concurrency": concurrency})
+    checkpoint = place_at(url, LoadOptions, {"concurrency": concurrency})
     with Counting("objects looked at") as progress, contextlib.closing(checkpoint):
         store, location = checkpoint.writable_store(), checkpoint.location
         cleanup = Cleanup(store, location, older_than, checkpoint.options, progress=progress)

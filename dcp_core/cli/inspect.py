@@ -10,19 +10,19 @@ from typing import Any
 from rich.table import Table
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from dcp_core.cli.arguments import Json, Url
+from dcp_core.cli.arguments import Json, Place
 from dcp_core.cli.output import console, mib, print_json, print_line, printable
 from dcp_core.config import LoadOptions
-from dcp_core.storage.checkpoint_store import CheckpointStore
+from dcp_core.tools.places import place_at
 from dcp_core.transfer import Transfer
 from dcp_core.upkeep.records import CommittedRecord, committed_records
 
 __all__ = ["inspect"]
 
 
-def inspect(url: Url, *, json: Json = False) -> None:
+def inspect(url: Place, *, json: Json = False) -> None:
     """What a committed checkpoint holds."""
-    checkpoint = CheckpointStore(url, LoadOptions, {})
+    checkpoint = place_at(url, LoadOptions, {})
     with contextlib.closing(checkpoint):
         transfer = Transfer(checkpoint.options, None)
         records = committed_records(checkpoint.store(), checkpoint.location, transfer)

@@ -7,6 +7,7 @@ then elsewhere. With ``--json`` standard output has nothing but JSON.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from contextlib import ExitStack
@@ -33,9 +34,14 @@ __all__ = ["Counting", "Transferring", "console", "mib", "print_json", "print_li
 _LINE_EVERY = 10.0
 
 
+#: Columns of what is no terminal: names are cut short for people only.
+_WIDE = 10_000
+
+
 def console() -> Console:
     """Standard output, for tables."""
-    return Console(highlight=False, markup=False)
+    narrow = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(highlight=False, markup=False, width=None if narrow else _WIDE)
 
 
 def printable(text: str) -> str:

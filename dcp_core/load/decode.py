@@ -18,7 +18,7 @@ from dcp_core.load.source import Source
 from dcp_core.runtime.tensor_memory import tensor_bytes
 from dcp_core.runtime.torch_private import undo_transforms
 
-__all__ = ["damaged", "decode_tensor", "refuse_code", "transformed"]
+__all__ = ["damaged", "decode_tensor", "load_restricted", "refuse_code", "transformed"]
 
 #: Bytes that reach past every header seen.
 _HEAD = 8192
@@ -82,7 +82,7 @@ def refuse_code(read: ReadItem, source: Source, frame: io.BytesIO) -> None:
         UntrustedDataError: it calls for more, or is no ``torch.save`` file.
     """
     try:
-        _load_restricted(frame)
+        load_restricted(frame)
     # as torch.load does
     except Exception as error:
         foreign = _foreign_types(frame)
@@ -94,9 +94,13 @@ def refuse_code(read: ReadItem, source: Source, frame: io.BytesIO) -> None:
     frame.seek(0)
 
 
-def _load_restricted(frame: io.BytesIO) -> None:
+def load_restricted(frame: io.BytesIO) -> Any:
+    """The value of a non-tensor item, from torch's restricted loader and with Python's own plain types.
+
+    Raises whatever torch's loader does.
+    """
     try:
-        torch.load(frame, map_location="cpu", weights_only=True)
+        return torch.load(frame, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         if not (_foreign_types(frame) or set()) & _HARMLESS_NAMES:
             raise
@@ -105,7 +109,7 @@ def _load_restricted(frame: io.BytesIO) -> None:
         with _admitting:
             missing = [kind for kind in _HARMLESS if kind not in torch.serialization.get_safe_globals()]
             with torch.serialization.safe_globals(missing):
-                torch.load(frame, map_location="cpu", weights_only=True)
+                return torch.load(frame, map_location="cpu", weights_only=True)
 
 
 def _reason(error: Exception) -> str:

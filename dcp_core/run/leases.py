@@ -25,7 +25,7 @@ from dcp_core.seam.location import Location
 from dcp_core.seam.store import ObjectStore
 from dcp_core.transfer.transfer import Transfer
 
-__all__ = ["DEFAULT_TTL", "hold", "leased_steps"]
+__all__ = ["DEFAULT_TTL", "hold", "is_leased", "leased_steps"]
 
 logger = logging.getLogger("dcp_core")
 
@@ -77,6 +77,12 @@ def _renew(store: ObjectStore, key: str, body: bytes, seconds: float, ended: thr
 def leased_steps(store: ObjectStore, run: Location, transfer: Transfer, ttl: float) -> set[int]:
     """Steps with a lease that has not expired, by the store's clock."""
     return transfer.attempt(lambda: _leased(store, run, timedelta(seconds=ttl)))
+
+
+def is_leased(store: ObjectStore, run: Location, step: int, transfer: Transfer, ttl: float) -> bool:
+    """Whether ``step`` has a lease that has not expired; nothing is written where it has none at all."""
+    there = transfer.attempt(lambda: next(iter(store.list(run.key(lease_name(step, "")))), None))
+    return there is not None and step in leased_steps(store, run, transfer, ttl)
 
 
 def _leased(store: ObjectStore, run: Location, ttl: timedelta) -> set[int]:

@@ -123,9 +123,14 @@ class Commit:
         names = {info.relative_path for info in storage_data.values()}
         committed = copy.copy(metadata)
         stamp(committed, storage_data, storage_meta)
-        superseded = self._superseded(previous) - names
-        self._write(encode_metadata(committed, self.facts), names, previous)
+        self.replace(encode_metadata(committed, self.facts), names, previous)
         stamp(metadata, storage_data, storage_meta)
+
+    def replace(self, record: bytes, names: set[str], previous: ObjectInfo | None) -> None:
+        """Write ``record``, which refers to the data objects ``names``, in place of ``previous``, and delete
+        what only that one referred to; raises like :meth:`publish`."""
+        superseded = self._superseded(previous) - names
+        self._write(record, names, previous)
         self._delete(superseded)
 
     def _write(self, record: bytes, names: set[str], previous: ObjectInfo | None) -> None:

@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Protocol
 
+from dcp_core.errors import UnsupportedError
 from dcp_core.seam.body import Body
 
 __all__ = [
@@ -244,3 +245,14 @@ class ObjectStore(ReadableStore):
     @abc.abstractmethod
     def delete(self, keys: Sequence[str]) -> None:
         """Delete objects, in batches where the store has them; absent ones are no error."""
+
+    def delete_version(self, key: str, version: str) -> None:
+        """Delete an object if it still is this version.
+
+        Raises:
+            ConflictError: it is another one.
+            ObjectNotFoundError: the key holds no object; to some stores that is no error.
+            UnsupportedError: the store has no conditional deletes. That is this default.
+        """
+        del version
+        raise UnsupportedError("the store has no conditional deletes", bucket=self.bucket, key=key)

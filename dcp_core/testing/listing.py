@@ -7,7 +7,7 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 
-from dcp_core.errors import BucketNotFoundError
+from dcp_core.errors import BucketNotFoundError, ConflictError, ObjectNotFoundError, UnsupportedError
 from dcp_core.seam.store import CommonPrefix, ObjectInfo, ObjectStore
 from dcp_core.testing.deviation import Contract
 from dcp_core.testing.material import OpenStore, RawBucket, body_of, in_threads
@@ -90,6 +90,22 @@ class ListContract(Contract):
     def test_delete_of_nothing(self, store: ObjectStore) -> None:
         store.delete([])
         store.delete(["absent"])
+
+    def test_delete_of_a_version(self, store: ObjectStore, raw: RawBucket) -> None:
+        """Only of that one; what is there by now stays. A store that cannot says so, and deletes nothing."""
+        old = store.put("key", body_of(b"old")).version
+        new = store.put("key", body_of(b"newer")).version
+        with pytest.raises((ConflictError, UnsupportedError)) as caught:
+            store.delete_version("key", old)
+        assert (caught.value.bucket, caught.value.key) == (store.bucket, "key")
+        assert raw.read("key") == b"newer"
+        if isinstance(caught.value, UnsupportedError):
+            return
+        store.delete_version("key", new)
+        assert raw.keys() == []
+        with contextlib.suppress(ObjectNotFoundError, ConflictError):
+            store.delete_version("key", new)
+        assert raw.keys() == []
 
     def test_another_store_sees_it_at_once(
         self, store: ObjectStore, raw: RawBucket, open_store: OpenStore

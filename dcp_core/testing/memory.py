@@ -192,6 +192,13 @@ class MemoryStore(ObjectStore):
         for key in keys:
             self._held.objects.pop(key, None)
 
+    def delete_version(self, key: str, version: str) -> None:
+        bucket = self._held
+        with bucket.lock:
+            self._found(key)
+            self._check(key, ReplaceVersion(version))
+            del bucket.objects[key]
+
     def close(self) -> None:
         """Nothing is open."""
 

@@ -7,14 +7,17 @@ open until a key outside of it comes, and what is held at a time belongs to one 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import TypeVar
 
 from dcp_core.format.layout import is_data_name, is_metadata_name
 from dcp_core.seam.store import ObjectInfo, UploadInfo
 
-__all__ = ["Folder", "by_folder", "is_old", "split", "uploads_by_folder"]
+__all__ = ["Folder", "by_folder", "grouped", "is_old", "split", "uploads_by_folder"]
+
+_T = TypeVar("_T")
 
 
 @dataclass
@@ -43,26 +46,38 @@ def is_old(moment: datetime | None, before: datetime) -> bool:
     return moment is not None and moment < before
 
 
-def by_folder(infos: Iterable[ObjectInfo], before: datetime) -> Iterator[Folder]:
-    """Folders with data objects of this library that last changed before ``before``."""
-    opened: list[Folder] = []
+def grouped(
+    infos: Iterable[ObjectInfo], pick: Callable[[str, ObjectInfo], _T | None]
+) -> Iterator[tuple[str, list[_T]]]:
+    """What ``pick`` makes of each object, given its name in its folder, by the prefixes of folders."""
+    opened: list[tuple[str, list[_T]]] = []
     for info in infos:
         prefix, name = split(info.key)
-        while opened and not prefix.startswith(opened[-1].prefix):
-            yield from _with_data(opened.pop())
-        is_record = is_metadata_name(name)
-        if not is_record and not (is_data_name(name) and is_old(info.modified, before)):
+        while opened and not prefix.startswith(opened[-1][0]):
+            yield opened.pop()
+        picked = pick(name, info)
+        if picked is None:
             continue
-        if not opened or opened[-1].prefix != prefix:
-            opened.append(Folder(prefix))
-        (opened[-1].records if is_record else opened[-1].old).append(name)
+        if not opened or opened[-1][0] != prefix:
+            opened.append((prefix, []))
+        opened[-1][1].append(picked)
     while opened:
-        yield from _with_data(opened.pop())
+        yield opened.pop()
 
 
-def _with_data(folder: Folder) -> Iterator[Folder]:
-    if folder.old:
-        yield folder
+def by_folder(infos: Iterable[ObjectInfo], before: datetime) -> Iterator[Folder]:
+    """Folders with data objects of this library that last changed before ``before``."""
+
+    def pick(name: str, info: ObjectInfo) -> str | None:
+        wanted = is_metadata_name(name) or (is_data_name(name) and is_old(info.modified, before))
+        return name if wanted else None
+
+    for prefix, names in grouped(infos, pick):
+        folder = Folder(prefix)
+        for name in names:
+            (folder.records if is_metadata_name(name) else folder.old).append(name)
+        if folder.old:
+            yield folder
 
 
 def uploads_by_folder(infos: Iterable[UploadInfo], before: datetime) -> Iterator[str]:

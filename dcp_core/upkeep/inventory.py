@@ -20,7 +20,17 @@ from dcp_core.config import MIB
 from dcp_core.format.checksum import BLOCK_SIZE
 from dcp_core.format.stored import Payload, payload_of
 
-__all__ = ["Defect", "Inventory", "StoredFrame", "Task", "Unaccounted", "inventory", "sizes_against", "tasks"]
+__all__ = [
+    "Defect",
+    "Inventory",
+    "StoredFrame",
+    "Task",
+    "Unaccounted",
+    "combined",
+    "inventory",
+    "sizes_against",
+    "tasks",
+]
 
 #: Bytes that one task reads, about.
 TASK_SIZE = 64 * MIB
@@ -124,6 +134,19 @@ def inventory(record: str, metadata: Metadata) -> Inventory:
     for name, frames in found.frames.items():
         frames.sort(key=lambda frame: (frame.start, frame.stop))
         found.defects += _overlaps(record, name, frames)
+    return found
+
+
+def combined(parts: Iterable[Inventory]) -> Inventory:
+    """What several records refer to."""
+    found = Inventory()
+    for part in parts:
+        found.items += part.items
+        found.defects += part.defects
+        for name, frames in part.frames.items():
+            found.frames.setdefault(name, []).extend(frames)
+    for frames in found.frames.values():
+        frames.sort(key=lambda frame: frame.start)
     return found
 
 

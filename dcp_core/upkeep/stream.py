@@ -18,15 +18,18 @@ _READ_THROUGH = 256 << 10
 class ObjectStream:
     """Bytes ``[…, stop)`` of the object at ``key``; a broken connection is replaced by another one.
 
-    All of them come from one version of the object. For one thread.
+    All of them come from one version of the object: ``version``, or the first that is seen. For one thread.
     """
 
-    def __init__(self, store: ReadableStore, key: str, stop: int, transfer: Transfer) -> None:
+    def __init__(
+        self, store: ReadableStore, key: str, stop: int, transfer: Transfer, version: str | None = None
+    ) -> None:
         self._store = store
         self._key = key
         self._stop = stop
         self._transfer = transfer
-        self._version: str | None = None
+        #: Of the object; known once something was read.
+        self.version = version
         self._opened: AbstractContextManager[RangeReader] | None = None
         self._reader: RangeReader | None = None
         self._position = 0
@@ -68,10 +71,10 @@ class ObjectStream:
             self._drop(reader, position - self._position)
             return reader
         self.close()
-        opened = self._store.read_range(self._key, position, self._stop, version=self._version)
+        opened = self._store.read_range(self._key, position, self._stop, version=self.version)
         self._reader = reader = opened.__enter__()
         self._opened = opened
-        self._version = reader.info.version
+        self.version = reader.info.version
         self._position = position
         return reader
 

@@ -14,7 +14,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,9 +23,18 @@ from dcp_core.errors import CheckpointCorruptError, CheckpointReplacedError, Clo
 from dcp_core.seam.backend import Backend
 from dcp_core.storage.checkpoint_store import CheckpointStore
 from dcp_core.transfer import Transfer
-from dcp_core.upkeep.inventory import Defect, Inventory, Unaccounted, inventory, sizes_against, tasks
+from dcp_core.upkeep.inventory import (
+    Defect,
+    Inventory,
+    Unaccounted,
+    combined,
+    inventory,
+    sizes_against,
+    tasks,
+)
 from dcp_core.upkeep.proof import Proof, Prover
 from dcp_core.upkeep.records import CommittedRecord, committed_records, object_sizes, record_version
+from dcp_core.upkeep.shards import WHOLE, Shard
 
 __all__ = ["Report", "verify_checkpoint"]
 
@@ -40,6 +49,7 @@ class Report:
     Attributes:
         url: the checkpoint.
         quick: whether only the sizes of the objects were looked at.
+        shard: the share of the data that was looked at.
         records: names of the commit records: one, or one a rank of a save without collectives.
         items: tensors' chunks and objects.
         objects: data objects.
@@ -55,6 +65,7 @@ class Report:
 
     url: str
     quick: bool = False
+    shard: Shard = WHOLE
     records: list[str] = field(default_factory=list)
     items: int = 0
     objects: int = 0
@@ -78,6 +89,7 @@ def verify_checkpoint(
     url: str,
     *,
     quick: bool = False,
+    shard: Shard = WHOLE,
     progress: Progress | None = None,
     backend: Backend | None = None,
     **options: Any,
@@ -90,6 +102,7 @@ def verify_checkpoint(
     Args:
         url: the checkpoint's.
         quick: look at sizes only, and read no data.
+        shard: of which share of the data; the first one has the record and the sizes too.
         progress: told of bytes done and bytes to do.
         backend: of a URL whose scheme no installed distribution claims.
         **options: those of a reader. ``concurrency`` connections hold 4 MiB each, at most.
@@ -101,14 +114,13 @@ def verify_checkpoint(
     """
     checkpoint = CheckpointStore(url, LoadOptions, options, backend)
     try:
-        return _verify(checkpoint, quick, progress or _untold)
+        return _verify(checkpoint, Report(checkpoint.location.url, quick, shard), progress or _untold)
     finally:
         checkpoint.close()
 
 
-def _verify(checkpoint: CheckpointStore[LoadOptions], quick: bool, progress: Progress) -> Report:
+def _verify(checkpoint: CheckpointStore[LoadOptions], report: Report, progress: Progress) -> Report:
     location, transfer = checkpoint.location, Transfer(checkpoint.options, None)
-    report = Report(location.url, quick)
     try:
         records = committed_records(checkpoint.store(), location, transfer)
     except CheckpointCorruptError as error:
@@ -127,21 +139,14 @@ def _verify(checkpoint: CheckpointStore[LoadOptions], quick: bool, progress: Pro
     return report
 
 
-def _everything(records: Iterable[CommittedRecord], report: Report) -> Inventory:
+def _everything(records: Sequence[CommittedRecord], report: Report) -> Inventory:
     """What all records refer to."""
-    found = Inventory()
-    for record in records:
-        part = inventory(record.name, record.metadata)
-        report.records.append(record.name)
-        found.items += part.items
-        found.defects += part.defects
-        for name, frames in part.frames.items():
-            found.frames.setdefault(name, []).extend(frames)
-    for frames in found.frames.values():
-        frames.sort(key=lambda frame: frame.start)
+    found = combined(inventory(record.name, record.metadata) for record in records)
+    report.records += (record.name for record in records)
     report.items, report.objects = found.items, len(found.frames)
     report.size = sum(frame.stop - frame.start for frames in found.frames.values() for frame in frames)
-    report.defects += found.defects
+    if report.shard.is_first:
+        report.defects += found.defects
     return found
 
 
@@ -155,11 +160,12 @@ def _check_objects(
     store, location, concurrency = checkpoint.store(), checkpoint.location, checkpoint.options.concurrency
     sizes = object_sizes(store, location, transfer, list(found.frames), concurrency)
     defects, report.unaccounted, readable = sizes_against(found, sizes)
-    report.defects += defects
+    if report.shard.is_first:
+        report.defects += defects
     if report.quick:
         return
-    todo = list(tasks(readable))
-    total = sum(frame.stop - frame.start for frames in readable.values() for frame in frames)
+    todo = report.shard.of(list(tasks(readable)))
+    total = sum(task.stop - task.start for task in todo)
     count = _Counter(total, progress)
     prover = Prover(store, location, transfer, count)
     combine(report, transfer.run(todo, prover.prove, max(1, min(concurrency, len(todo)))))

@@ -102,6 +102,21 @@ BAD_INPUT = {
     "no URL": ("verify",),
     "no scheme": ("verify", "bucket/run"),
     "a folded URL": ("inspect", "s3:/bucket/run"),
+    "a folded URL to show": ("show", "s3:/bucket/run"),
+    "no path": ("show", ""),
+    "a file for a folder": ("show", __file__),
+    "no depth": ("show", "s3://bucket/run", "--depth", "0"),
+    "one checkpoint to compare": ("diff", "s3://bucket/run"),
+    "nothing to compare with": ("diff", "no/such/folder", "s3://bucket/run"),
+    "no tensor": ("head", "s3://bucket/run"),
+    "fewer than no values": ("head", "s3://bucket/run", "w", "-n", "-1"),
+    "du of a web server": ("du", "https://host/run"),
+    "rm of a web server": ("rm", "https://host/run"),
+    "rm of a bucket": ("rm", "s3://"),
+    "rm of a folder that is none": ("rm", "no/such/folder", "--yes"),
+    "one place to copy": ("cp", "s3://bucket/run"),
+    "a shard of none": ("cp", "s3://bucket/run", "folder", "--shard", "1/0"),
+    "a shard that is none": ("verify", "s3://bucket/run", "--shard", "3/2"),
     "no bucket": ("inspect", "s3:///run"),
     "an unknown scheme": ("verify", "ftp://bucket/run"),
     "an unknown option": ("gc", "s3://bucket", "--force"),
@@ -139,7 +154,7 @@ def test_bad_input_is_one_line_and_exit_code_2(what: str) -> None:
     assert "Traceback" not in said
 
 
-@pytest.mark.parametrize("name", ["inspect", "verify"])
+@pytest.mark.parametrize("name", ["inspect", "show", "verify", "rm"])
 def test_where_nothing_is_committed(seaweedfs_bucket: Bucket, name: str) -> None:
     seaweedfs_bucket.write("none/__0_0.0123456789abcdef.distcp", b"of a save that failed")
     said = assert_one_line(run(name, f"{seaweedfs_bucket.url}/none"), 2)
@@ -147,7 +162,7 @@ def test_where_nothing_is_committed(seaweedfs_bucket: Bucket, name: str) -> None
     assert "'none/.metadata'" in said
 
 
-@pytest.mark.parametrize("name", ["inspect", "verify", "gc", "bench"])
+@pytest.mark.parametrize("name", ["inspect", "show", "verify", "du", "rm", "gc", "bench"])
 def test_a_bucket_that_does_not_exist(seaweedfs_bucket: Bucket, name: str) -> None:
     said = assert_one_line(run(name, "s3://no-such-bucket-here/run"), 2)
     assert "no-such-bucket-here" in said
@@ -156,9 +171,30 @@ def test_a_bucket_that_does_not_exist(seaweedfs_bucket: Bucket, name: str) -> No
 
 def test_help() -> None:
     said = command("--help")
-    for name in ("inspect", "ls", "verify", "gc", "bench", "schemes"):
+    for name in (
+        "ls",
+        "show",
+        "inspect",
+        "head",
+        "diff",
+        "du",
+        "verify",
+        "cp",
+        "rm",
+        "gc",
+        "bench",
+        "schemes",
+    ):
         assert re.search(rf"\b{name}\b", said)
         assert "--json" in command(name, "--help")
+
+
+def test_a_shell_completes_commands_and_options() -> None:
+    words = {"_DCP_CLOUD_COMPLETE": "complete_bash", "COMP_WORDS": "dcp-cloud cp --ov", "COMP_CWORD": "2"}
+    done = run(**words)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "--overwrite\n", "")
+    words |= {"COMP_WORDS": "dcp-cloud s", "COMP_CWORD": "1"}
+    assert run(**words).stdout.split() == ["show", "schemes"]
 
 
 # --- what is not installed

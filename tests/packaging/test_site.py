@@ -24,7 +24,10 @@ pytest.importorskip("mkdocs", reason="the site needs Python 3.11")
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = (SaveOptions, LoadOptions, S3Options, GCSOptions, AzureOptions, HTTPOptions)
-COMMANDS = ("inspect", "verify", "gc", "convert", "bench", "schemes")
+COMMANDS = (
+    *("ls", "show", "inspect", "head", "diff", "du", "verify"),
+    *("cp", "rm", "gc", "convert", "bench", "schemes"),
+)
 
 
 class Page(HTMLParser):

@@ -61,3 +61,12 @@ def command(*arguments: str, code: int = 0) -> str:
 def as_json(*arguments: str, code: int = 0) -> Any:
     """The one document that it prints with ``--json``."""
     return json.loads(command(*arguments, "--json", code=code))
+
+
+def fails(*arguments: str, code: int = 2) -> str:
+    """The one line that it says of what went wrong."""
+    done = run(*arguments)
+    assert (done.returncode, done.stdout) == (code, ""), done.stdout + done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith(f"dcp-cloud {arguments[0]}: "), done.stderr
+    return done.stderr
