@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.planner import LoadPlanner, SavePlanner
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
-from dcp_core.config import LoadOptions, SaveOptions, TransferOptions
+from dcp_core.config import LoadOptions, SaveOptions, split_options
 from dcp_core.errors import CheckpointNotFoundError, CloudCheckpointError
 from dcp_core.run.background import Background
 from dcp_core.run.deletion import Deletion
@@ -76,9 +76,7 @@ class CheckpointRun:
         **options: Any,
     ) -> None:
         self.retention = Retention(keep_last, keep_every, keep_best)
-        saving, loading = _names(SaveOptions), _names(LoadOptions)
-        self._save_options = {name: options[name] for name in options if name not in loading - saving}
-        self._load_options = {name: options[name] for name in options if name not in saving - loading}
+        self._save_options, self._load_options = split_options(options)
         self._place = CheckpointStore(url, SaveOptions, self._save_options)
         # a wrong option of loading is told now, not when the run is resumed
         CheckpointStore(url, LoadOptions, self._load_options)
@@ -311,8 +309,3 @@ class CheckpointRun:
 
     def __repr__(self) -> str:
         return f"CheckpointRun({self.url!r})"
-
-
-def _names(kind: type[TransferOptions]) -> set[str]:
-    """Names of options, those of before among them."""
-    return {*kind.__dataclass_fields__, *kind.RENAMED} - {"RENAMED"}
