@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import io
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,20 @@ from conftest import Bucket
 from dcp_fault_proxy import Fault, FaultProxy
 from fsspec.registry import _registry
 from support.ranks import Ranks
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 pytest.importorskip("lightning")
 
 from support import lightning_jobs as jobs
 
-from dcp_core import CheckpointNotFoundError, CloudStorageReader, PermissionDeniedError, UnsupportedError
+from dcp_core import (
+    CheckpointNotFoundError,
+    CloudStorageReader,
+    InvalidLocationError,
+    PermissionDeniedError,
+    UnsupportedError,
+)
 from dcp_core.frameworks.newest import newest_checkpoint
 
 World = Callable[[int], Ranks]
@@ -117,3 +124,128 @@ def test_fabric_loads_what_it_saved(seaweedfs_bucket: Bucket, worlds: World, kin
     for found, values in zip([*loaded, *loaded_whole], [*saved, stored(url)], strict=True):
         assert_equal(found[0], values)
         assert found[1:] == (3, 3, {"extra": [1, 2]})
+
+
+def test_saves_go_on_while_training_does(seaweedfs_bucket: Bucket, worlds: World) -> None:
+    run = f"{seaweedfs_bucket.url}/run"
+    asynchronous = worlds(2).run(functools.partial(jobs.fit, asynchronous=True), "fsdp", 2, run, 3)
+    whole = worlds(2).run(jobs.fit, "fsdp", 2, f"{seaweedfs_bucket.url}/whole", 3)
+    assert checkpoints(seaweedfs_bucket) == checkpoints(seaweedfs_bucket, "whole/")
+    assert len(checkpoints(seaweedfs_bucket)) == 2
+    for name in checkpoints(seaweedfs_bucket):
+        assert_equal(stored(f"{run}/{name}"), stored(f"{seaweedfs_bucket.url}/whole/{name}"))
+    assert [found[0] for found in asynchronous] == [found[0] for found in whole]
+
+
+def test_a_checkpoint_stays_if_the_one_to_replace_it_fails(
+    seaweedfs_bucket: Bucket, proxy: FaultProxy, worlds: World
+) -> None:
+    run = f"{seaweedfs_bucket.url}/run"
+    proxy.add(
+        Fault("error", operation="PutObject", path="epoch%3D2.*metadata", status=403, code="AccessDenied")
+    )
+    fit = functools.partial(jobs.fit, asynchronous=True)
+    for error in worlds(2).outcomes(fit, "model_parallel", 2, run, 3):
+        assert isinstance(error, CheckpointException)
+        assert isinstance(error.failures[0][0], PermissionDeniedError)
+    assert checkpoints(seaweedfs_bucket) == ["epoch=0-step=3.ckpt", "epoch=1-step=6.ckpt"]
+    # what the failed save left is no checkpoint
+    assert newest_checkpoint(run, suffix=".ckpt") == f"{run}/epoch=1-step=6.ckpt"
+
+
+def test_lightnings_own_checkpoint_loads_from_a_bucket(
+    seaweedfs_bucket: Bucket, worlds: World, tmp_path: Path
+) -> None:
+    saved = worlds(2).run(jobs.fit_stock, 2, str(tmp_path))
+    for path in (tmp_path / "stock.ckpt").iterdir():
+        seaweedfs_bucket.write(f"copied/{path.name}", path.read_bytes())
+    run = f"{seaweedfs_bucket.url}/run"
+    loaded = worlds(2).run(jobs.fit, "fsdp", 2, run, 2, f"{seaweedfs_bucket.url}/copied")
+    for rank in range(2):
+        assert_equal(loaded[rank][1], saved[rank])
+
+
+def test_a_folder_goes_the_way_it_went(worlds: World, tmp_path: Path) -> None:
+    path = tmp_path / "local.ckpt"
+    worlds(2).run(jobs.save_with_trainer, "fsdp", 2, str(path))
+    assert {".metadata", "meta.pt"} <= {entry.name for entry in path.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("path", "options", "message"),
+    [
+        ("s3:/bucket/run", {}, "drops a slash"),
+        ("s3://bucket/run", {"state_dict_type": "full"}, "state_dict_type='sharded'"),
+    ],
+)
+def test_what_cannot_be_saved_is_said(
+    worlds: World, path: str, options: dict[str, Any], message: str
+) -> None:
+    save = functools.partial(jobs.save_with_trainer, **options)
+    (error,) = worlds(1).outcomes(save, "fsdp", 1, path)
+    assert isinstance(error, (InvalidLocationError, UnsupportedError))
+    assert message in str(error)
+    assert not Path("s3:").exists()
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_checkpoint_of_one_file(seaweedfs_bucket: Bucket, asynchronous: bool) -> None:
+    from dcp_core.frameworks.lightning.trainer import CloudCheckpointIO
+
+    run = f"{seaweedfs_bucket.url}/run"
+    whole = jobs.fit_plain(f"{seaweedfs_bucket.url}/whole", 4, CloudCheckpointIO())
+    first = jobs.fit_plain(run, 3, CloudCheckpointIO(asynchronous=asynchronous))
+    names = ["run/epoch=1-step=12.ckpt", "run/epoch=2-step=18.ckpt"]
+    assert seaweedfs_bucket.keys("run/") == names
+    newest = newest_checkpoint(run, suffix=".ckpt")
+    assert newest == f"{seaweedfs_bucket.url}/{names[-1]}"
+    resumed = jobs.fit_plain(run, 4, CloudCheckpointIO(asynchronous=asynchronous), newest)
+    assert first + resumed == whole
+    plain = torch.load(io.BytesIO(seaweedfs_bucket.read(names[-1])))
+    assert plain["global_step"] == 18
+    loaded = jobs.Plain.load_from_checkpoint(newest)
+    for name, value in loaded.state_dict().items():
+        assert torch.equal(value, plain["state_dict"][name])
+
+
+def test_large_tensors_of_a_file_come_back(seaweedfs_bucket: Bucket) -> None:
+    from dcp_core.frameworks.lightning.trainer import CloudCheckpointIO
+
+    files = CloudCheckpointIO(part_size=5 << 20)
+    url = f"{seaweedfs_bucket.url}/large.ckpt"
+    weights = torch.arange(3_000_000, dtype=torch.float32)
+    saved = {"state_dict": {"a": weights, "b": weights[7:9], "c": torch.ones(3)}, "epoch": 3}
+    files.save_checkpoint(saved, url)
+    loaded = files.load_checkpoint(url)
+    assert loaded["epoch"] == 3
+    for name, value in saved["state_dict"].items():
+        assert torch.equal(loaded["state_dict"][name], value)
+    # what shared memory does so again
+    shared = {loaded["state_dict"][name].untyped_storage().data_ptr() for name in "ab"}
+    assert len(shared) == 1
+    files.remove_checkpoint(url)
+    assert seaweedfs_bucket.keys() == []
+    with pytest.raises(CheckpointNotFoundError):
+        files.load_checkpoint(url)
+
+
+def test_a_file_stays_if_the_one_to_replace_it_fails(seaweedfs_bucket: Bucket, proxy: FaultProxy) -> None:
+    from dcp_core.frameworks.lightning.trainer import CloudCheckpointIO
+
+    files = CloudCheckpointIO(asynchronous=True)
+    first, second = (f"{seaweedfs_bucket.url}/{name}.ckpt" for name in ("first", "second"))
+    values = torch.zeros(4)
+    files.save_checkpoint({"values": values}, first)
+    # training goes on: a copy was made
+    values += 1
+    proxy.add(Fault("error", operation="PutObject", path="second", status=403, code="AccessDenied"))
+    files.save_checkpoint({"values": values}, second)
+    files.remove_checkpoint(first)
+    with pytest.raises(PermissionDeniedError):
+        files.wait_for_saves()
+    assert seaweedfs_bucket.keys() == ["first.ckpt"]
+    assert files.load_checkpoint(first)["values"].tolist() == [0.0] * 4
+    files.save_checkpoint({"values": values}, second)
+    files.remove_checkpoint(first)
+    files.teardown()
+    assert seaweedfs_bucket.keys() == ["second.ckpt"]

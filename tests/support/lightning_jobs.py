@@ -92,6 +92,7 @@ class _FSDPOnCPU:
 def trainer(world: int, strategy: Any, url: str | None, **options: Any) -> Trainer:
     """One that keeps the last two epochs in the folder ``url``."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    # those that Lightning and torch give each other
     warnings.simplefilter("ignore")
     keeping = [ModelCheckpoint(dirpath=url, save_top_k=2, monitor="epoch", mode="max")] if url else []
     return Trainer(
@@ -204,3 +205,18 @@ def plain_values(state: dict[str, Any]) -> dict[str, torch.Tensor]:
     model, optimizer = state["model"], state["optimizer"]
     # Fabric's wrappers stand around what was given
     return values(model._forward_module, [optimizer.optimizer])
+
+
+class Plain(Model):
+    """On one device, where a checkpoint is one file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+
+
+def fit_plain(url: str, epochs: int, io: Any, resume: str | None = None) -> list[float]:
+    model = Plain()
+    running = trainer(1, "auto", url, max_epochs=epochs, plugins=[io])
+    running.fit(model, data(), ckpt_path=resume)
+    return model.losses

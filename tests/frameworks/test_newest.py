@@ -1,0 +1,88 @@
+"""Which checkpoint of a folder is the newest whole one, on the store of each cloud."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from conftest import Bucket
+from dcp_fault_proxy import Fault, FaultProxy
+
+from dcp_core import CloudStorageWriter, ThrottledError
+from dcp_core.frameworks.newest import newest_checkpoint
+from dcp_core.frameworks.training_state import load_training_state, save_training_state
+
+
+def save(url: str, step: int) -> None:
+    save_training_state(url, {"model": {"weights": torch.ones(9)}}, {"state.json": b"{}"}, {}, step=step)
+
+
+def test_the_newest_is_the_one_committed_last(bucket: Bucket) -> None:
+    run = f"{bucket.url}/run"
+    assert newest_checkpoint(run) is None
+    for step in (9, 100, 20):
+        save(f"{run}/step={step}.ckpt", step)
+    # within a second the later step counts as the newer one
+    assert newest_checkpoint(run) in {f"{run}/step=100.ckpt", f"{run}/step=20.ckpt"}
+    bucket.write("run/step=200.ckpt/__0_0.0123456789abcdef.distcp", b"of a save that never ended")
+    bucket.write("run/notes.txt", b"no checkpoint")
+    bucket.write("run/deeper/step=300.ckpt/.metadata", b"in another folder")
+    newest = newest_checkpoint(run, suffix=".ckpt")
+    assert newest in {f"{run}/step=100.ckpt", f"{run}/step=20.ckpt"}
+    assert newest_checkpoint(f"{run}/nothing") is None
+
+
+def test_steps_of_one_second_are_told_apart(seaweedfs_bucket: Bucket) -> None:
+    for number in range(8, 12):
+        save(f"{seaweedfs_bucket.url}/run/{number}", number)
+        assert newest_checkpoint(f"{seaweedfs_bucket.url}/run") == f"{seaweedfs_bucket.url}/run/{number}"
+        seaweedfs_bucket.write(f"files/{number}.ckpt", b"a file")
+        newest = newest_checkpoint(f"{seaweedfs_bucket.url}/files", suffix=".ckpt")
+        assert newest == f"{seaweedfs_bucket.url}/files/{number}.ckpt"
+
+
+def test_a_throttled_listing_is_no_empty_folder(seaweedfs_bucket: Bucket, proxy: FaultProxy) -> None:
+    save(f"{seaweedfs_bucket.url}/run/1", 1)
+    proxy.clear()
+    assert newest_checkpoint(f"{seaweedfs_bucket.url}/run") is not None
+    assert [seen.operation for seen in proxy.requests] == ["ListObjectsV2"]
+    proxy.add(Fault("error", operation="ListObjectsV2", status=503, code="SlowDown", times=99))
+    with pytest.raises(ThrottledError):
+        newest_checkpoint(f"{seaweedfs_bucket.url}/run", retry_time=0.5)
+
+
+def test_files_lie_in_the_checkpoint_itself(bucket: Bucket) -> None:
+    url = f"{bucket.url}/run"
+    files = {"rank-0/state.json": b"{}", "empty": b"", "rank-1/large": bytes(range(256)) * 9}
+    save_training_state(url, {"model": {"weights": torch.ones(9)}}, files, {}, step=1)
+    state = {"model": {"weights": torch.zeros(9)}}
+    loaded = load_training_state(url, state, lambda name: name.startswith("rank-") or name == "empty", {})
+    assert loaded == files
+    assert state["model"]["weights"].sum() == 9
+    assert load_training_state(url, state, lambda name: name == "missing", {}) == {}
+    # stock torch sees tensors
+    plain = {"rank-1/large": torch.empty(256 * 9, dtype=torch.uint8)}
+    dcp.load(plain, storage_reader=dcp_reader(url))
+    assert bytes(plain["rank-1/large"].tolist()) == files["rank-1/large"]
+
+
+def dcp_reader(url: str) -> object:
+    from dcp_core import CloudStorageReader
+
+    return CloudStorageReader(url)
+
+
+def test_a_new_save_replaces_tensors_and_files_together(seaweedfs_bucket: Bucket, proxy: FaultProxy) -> None:
+    url = f"{seaweedfs_bucket.url}/last"
+    for value in (1, 2):
+        tensors = {"model": {"weights": torch.full((9,), float(value))}}
+        proxy.add(Fault("error", operation="PutObject", path=r"\.metadata$", status=403, code="AccessDenied"))
+        if value == 1:
+            proxy.faults.clear()
+        try:
+            save_training_state(url, tensors, {"step": str(value).encode()}, {}, step=value)
+        except BaseException as error:  # noqa: BLE001
+            assert value == 2, error
+    state = {"model": {"weights": torch.zeros(9)}}
+    assert load_training_state(url, state, lambda name: name == "step", {}) == {"step": b"1"}
+    assert state["model"]["weights"].tolist() == [1.0] * 9
