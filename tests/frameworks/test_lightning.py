@@ -21,6 +21,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 pytest.importorskip("lightning")
 
 from support import lightning_jobs as jobs
+from support.killed import finished, killed_while_saving, losses, resumed_from
 
 from dcp_core import (
     CheckpointNotFoundError,
@@ -32,6 +33,7 @@ from dcp_core import (
 from dcp_core.frameworks.newest import newest_checkpoint
 
 World = Callable[[int], Ranks]
+EXAMPLE = Path(__file__).parents[2] / "docs" / "frameworks" / "lightning" / "train.py"
 
 pytestmark = [
     # Lightning's own, and what it says of machines
@@ -249,3 +251,23 @@ def test_a_file_stays_if_the_one_to_replace_it_fails(seaweedfs_bucket: Bucket, p
     files.remove_checkpoint(first)
     files.teardown()
     assert seaweedfs_bucket.keys() == ["second.ckpt"]
+
+
+def test_the_example_is_killed_while_it_saves_and_goes_on(
+    seaweedfs_bucket: Bucket, proxy: FaultProxy, tmp_path: Path
+) -> None:
+    whole, run = f"{seaweedfs_bucket.url}/whole", f"{seaweedfs_bucket.url}/run"
+    expected = losses(finished(EXAMPLE, [whole, "--epochs=6"], tmp_path))
+    assert sorted(expected) == list(range(6))
+    said = killed_while_saving(
+        EXAMPLE, [run, "--epochs=6"], tmp_path, proxy, r"run/epoch(=|%3D)3\.ckpt/\.metadata"
+    )
+    assert resumed_from(said) == "None"
+    assert checkpoints(seaweedfs_bucket) == ["epoch=1.ckpt", "epoch=2.ckpt"]
+    # data of the save that was killed is there, and is no checkpoint
+    assert any(key.startswith("run/epoch=3.ckpt/__") for key in seaweedfs_bucket.keys("run/"))
+    resumed = finished(EXAMPLE, [run, "--epochs=6"], tmp_path)
+    assert resumed_from(resumed) == f"{run}/epoch=2.ckpt"
+    assert losses(resumed) == {epoch: expected[epoch] for epoch in (3, 4, 5)}
+    assert {**losses(said), **losses(resumed)} == expected
+    assert checkpoints(seaweedfs_bucket) == ["epoch=4.ckpt", "epoch=5.ckpt"]
