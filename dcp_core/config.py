@@ -343,20 +343,3 @@ def build_options(given: Mapping[str, Any], *kinds: type[_T]) -> tuple[_T, ...]:
     return tuple(
         kind(**{name: value for name, value in given.items() if name in names[kind]}) for kind in kinds
     )
-
-
-def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Keyword options for saving, and those for loading, of a caller that does both.
-
-    What neither has is the backend's, and goes to both.
-    """
-    saving, loading = _names(SaveOptions), _names(LoadOptions)
-    return (
-        {name: options[name] for name in options if name not in loading - saving},
-        {name: options[name] for name in options if name not in saving - loading},
-    )
-
-
-def _names(kind: type[TransferOptions]) -> set[str]:
-    """Names of options, those of before among them."""
-    return {*kind.__dataclass_fields__, *kind.RENAMED} - {"RENAMED"}

@@ -106,7 +106,7 @@ class Server:
         assert self._supervisor is not None
         ends_at = time.monotonic() + self.start_limit
         ended = self.folder / "ended"
-        # asked first: a port that another process took answers too
+        # asked first: a port that another process took responds too
         while ended.exists() or not self.ready():
             if ended.exists() or self._supervisor.poll() is not None:
                 status = ended.read_text() if ended.exists() else "no status"

@@ -224,7 +224,7 @@ class AzureErrors(ErrorTable):
         return super().verdict_on(operation, refusal)
 
     def verdict_on_exception(self, error: BaseException, found: list[BaseException]) -> Verdict:
-        # EAI_AGAIN may be a name server that does not answer
+        # EAI_AGAIN may be a name server that does not respond
         if any(isinstance(one, socket.gaierror) and one.errno != socket.EAI_AGAIN for one in found):
             return _NO_SUCH_HOST
         if isinstance(error, sdk.ClientAuthenticationError):

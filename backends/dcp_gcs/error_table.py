@@ -143,7 +143,7 @@ _EXCEPTIONS: ExceptionVerdicts = (
 
 #: https://docs.cloud.google.com/storage/docs/access-control/iam-permissions
 _PERMISSIONS: Mapping[str, str] = {
-    # without the permission to list, Google answers 403 rather than 404
+    # without the permission to list, Google responds with 403 rather than 404
     "HeadObject": "storage.objects.get, or with storage.objects.list if the object does not exist",
     "GetObject": "storage.objects.get, or with storage.objects.list if the object does not exist",
     "PutObject": "storage.objects.create, and storage.objects.delete to replace an object",
@@ -201,7 +201,7 @@ def _may_pass(error: auth.GoogleAuthError, found: list[BaseException]) -> bool:
     if not isinstance(error, auth.RefreshError):
         return False
     failed = next((one for one in found if isinstance(one, auth.TransportError)), None)
-    # a definite answer comes with the response
+    # a definite refusal comes with its response
     statuses = [getattr(one, "status", 0) for one in failed.args[1:]] if failed is not None else []
     return failed is not None and not any(400 <= status < 500 and status != 429 for status in statuses)
 

@@ -256,7 +256,7 @@ class GCSStore(CloudStore[Session]):
             raise found.unexpected("is none to a batch of requests")
         if len(responses) != len(keys):
             raise TransientError(
-                f"DeleteObjects: {len(responses)} of {len(keys)} deletes were answered", bucket=self.bucket
+                f"DeleteObjects: {len(responses)} of {len(keys)} deletes got a response", bucket=self.bucket
             )
 
     def _send(

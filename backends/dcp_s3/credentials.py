@@ -1,7 +1,7 @@
 """Whether a session without credentials is one that nobody configured, or one whose provider failed.
 
 botocore asks every provider in turn and ends in ``None`` either way. Asking again is worth while only where a
-provider is there: an instance metadata service that answers some of its clients with errors, or too late.
+provider is there: an instance metadata service that responds to some of its clients with errors, or too late.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _metadata_service_failure(session: Any) -> str | None:
         return f"the instance metadata service cannot be reached: {error}"
     if role == 404 and token < 500:
         return None
-    return f"the instance metadata service answers {token} to a token's request, {role} to the role's"
+    return f"the instance metadata service responds with {token} to a token's request, {role} to the role's"
 
 
 def _ask_for_role(base: str, timeout: float) -> tuple[int, int]:

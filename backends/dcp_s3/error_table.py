@@ -62,7 +62,7 @@ _CODES: Mapping[str, Verdict] = {
     "KMS.DisabledException": Verdict(ConfigurationError, "the KMS key is disabled"),
     "KMS.NotFoundException": Verdict(ConfigurationError, "the KMS key does not exist: correct kms_key_id"),
     "PreconditionFailed": verdicts.CHANGED,
-    # S3 answers 409 when another conditional write to the key was under way, or the object was deleted
+    # S3 responds with 409 when another conditional write to the key was under way, or the object was deleted
     # meanwhile; it says to try again. The next attempt then finds the winner's object: 412.
     "ConditionalRequestConflict": Verdict(TransientError, "another conditional write was under way"),
     "OperationAborted": Verdict(TransientError, "another operation on this key was under way"),
@@ -151,7 +151,7 @@ _EXCEPTIONS: ExceptionVerdicts = (
 
 #: https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazons3.html
 _PERMISSIONS: Mapping[str, str] = {
-    # without the permission to list, S3 answers 403 rather than 404
+    # without the permission to list, S3 responds with 403 rather than 404
     "HeadObject": "s3:GetObject, or with s3:ListBucket if the object does not exist",
     "GetObject": "s3:GetObject, or with s3:ListBucket if the object does not exist",
     "PutObject": "s3:PutObject",

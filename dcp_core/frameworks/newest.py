@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from dcp_core.config import SaveOptions, split_options
+from dcp_core.config import SaveOptions
 from dcp_core.errors import ObjectNotFoundError, UnsupportedError
 from dcp_core.format.layout import DATA_PREFIX, metadata_name
 from dcp_core.run.ranks import told_by_first_rank
 from dcp_core.run.steps import facts_of
 from dcp_core.seam.location import Location
 from dcp_core.seam.store import CommonPrefix, ObjectInfo, ObjectStore
-from dcp_core.storage.checkpoint_store import CheckpointStore
+from dcp_core.storage.checkpoint_store import CheckpointStore, split_options
 from dcp_core.transfer.transfer import Transfer
 
 __all__ = ["Checkpoint", "newest_checkpoint", "whole_checkpoints"]

@@ -26,10 +26,10 @@ from dcp_core.seam.location import scheme_of
 from dcp_core.storage.reader import CloudStorageReader
 from dcp_core.storage.writer import CloudStorageWriter
 
-__all__ = ["is_url", "load_training_state", "save_training_state"]
+__all__ = ["is_remote", "load_training_state", "save_training_state"]
 
 
-def is_url(path: str | os.PathLike[str]) -> bool:
+def is_remote(path: str | os.PathLike[str]) -> bool:
     """Whether ``path`` is a URL rather than a folder of this machine.
 
     Raises:

@@ -151,7 +151,9 @@ class _Folder:
                 while received < len(data):
                     count = reader.readinto(data[received:])
                     if count <= 0:
-                        raise TransientError(f"the answer ended {len(data) - received} bytes early", key=key)
+                        raise TransientError(
+                            f"the response ended {len(data) - received} bytes early", key=key
+                        )
                     received += count
                 return bytes(data), reader.info.size, reader.info.version
 

@@ -29,7 +29,7 @@ def require_covered(plan: LoadPlan, planner: LoadPlanner, metadata: Metadata) ->
 
     What a planner wants is known of torch's ``DefaultLoadPlanner`` and of classes derived from it. Where such
     a class plans by itself, it may leave tensors out, read a part of one that is saved in another size, and
-    with ``allow_partial_load`` whatever it likes. Other planners answer for themselves.
+    with ``allow_partial_load`` whatever it likes. Other planners are trusted with theirs.
 
     Raises:
         CheckpointCorruptError: the plan falls short: the record lacks a part of a tensor.

@@ -209,12 +209,12 @@ def receive(reader: RangeReader, view: memoryview, name: str) -> None:
     """Fill ``view``.
 
     Raises:
-        TransientError: the answer ended early.
+        TransientError: the response ended early.
     """
     while view.nbytes:
         count = reader.readinto(view)
         if count <= 0:
-            raise TransientError(f"the answer ended {view.nbytes} bytes early", key=name)
+            raise TransientError(f"the response ended {view.nbytes} bytes early", key=name)
         view = view[count:]
 
 

@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.planner import LoadPlanner, SavePlanner
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
-from dcp_core.config import LoadOptions, SaveOptions, split_options
+from dcp_core.config import LoadOptions, SaveOptions
 from dcp_core.errors import CheckpointNotFoundError, CloudCheckpointError
 from dcp_core.run.background import Background
 from dcp_core.run.deletion import Deletion
@@ -31,7 +31,7 @@ from dcp_core.run.ranks import is_first_rank, told_by_first_rank
 from dcp_core.run.retention import Best, Retention
 from dcp_core.run.steps import StepInfo, find_steps, read_facts
 from dcp_core.run.writer import RunWriter
-from dcp_core.storage.checkpoint_store import CheckpointStore
+from dcp_core.storage.checkpoint_store import CheckpointStore, split_options
 from dcp_core.storage.reader import CloudStorageReader
 from dcp_core.transfer.transfer import Transfer
 

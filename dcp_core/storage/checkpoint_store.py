@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
-from dcp_core.config import TransferOptions, build_options
+from dcp_core.config import LoadOptions, SaveOptions, TransferOptions, build_options
 from dcp_core.errors import UnsupportedError
 from dcp_core.seam.backend import Backend
 from dcp_core.seam.location import Location, scheme_of
@@ -19,7 +19,7 @@ from dcp_core.seam.registry import find_backend
 from dcp_core.seam.store import ObjectStore, ReadableStore
 from dcp_core.storage.connections import Connections
 
-__all__ = ["CheckpointStore"]
+__all__ = ["CheckpointStore", "split_options"]
 
 _Options = TypeVar("_Options", bound=TransferOptions)
 
@@ -111,6 +111,20 @@ class CheckpointStore(Generic[_Options]):
     def close(self) -> None:
         """Close the connections of this process, once nobody uses them; the next use opens new ones."""
         self._connections.close()
+
+
+def split_options(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Those of ``given`` that a writer takes, and those that a reader takes; a backend's are both's."""
+    saving, loading = _names(SaveOptions), _names(LoadOptions)
+    return (
+        {name: given[name] for name in given if name not in loading - saving},
+        {name: given[name] for name in given if name not in saving - loading},
+    )
+
+
+def _names(kind: type[TransferOptions]) -> set[str]:
+    """Names of options, those of before among them."""
+    return {*kind.__dataclass_fields__, *kind.RENAMED} - {"RENAMED"}
 
 
 def _backend_of(url: str | os.PathLike[str]) -> Backend:

@@ -133,7 +133,7 @@ class WriteContract(Contract):
         winners = [outcome for outcome in outcomes if isinstance(outcome, bytes)]
         losers = [outcome for outcome in outcomes if not isinstance(outcome, bytes)]
         assert winners == [raw.read("key")]
-        # a store may answer "try again" while another conditional write is under way
+        # a store may respond with "try again" while another conditional write is under way
         assert all(isinstance(loser, (ConflictError, TransientError)) for loser in losers)
 
     def test_replaced_under_readers(self, store: ObjectStore) -> None:

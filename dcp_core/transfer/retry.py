@@ -2,7 +2,7 @@
 
 A request is tried again until ``retry_timeout`` seconds have passed since its first failure without any
 progress in between. How many attempts fit into that time says nothing: six can be over within five seconds,
-and stores are known to ask for patience for minutes (S3 answers ``503 SlowDown`` while it splits a prefix).
+and stores are known to ask for patience for minutes (S3 says ``503 SlowDown`` while it splits a prefix).
 
 Pauses follow "full jitter": a random time between nothing and a bound that doubles from attempt to attempt.
 Thousands of ranks that were refused together then do not come back together.

@@ -1,6 +1,6 @@
 """Successful responses, checked where they enter.
 
-What answers at an endpoint is not always the store: a console's port, a login page, a proxy that strips
+What responds at an endpoint is not always the store: a console's port, a login page, a proxy that strips
 headers or serves a page of its own. Such a response is one error that says which request got it, rather than
 a ``KeyError`` where something in it is used.
 """

@@ -17,7 +17,7 @@ import torch.distributed.checkpoint as dcp
 from conftest import Bucket
 from dcp_fault_proxy import Fault, FaultProxy
 from dcp_http_servers import WebServer
-from support import scenarios
+from support import processes, scenarios
 from support.ranks import outcome_of
 from support.web import Folder
 from torch.distributed.checkpoint.api import CheckpointException
@@ -252,10 +252,8 @@ def test_an_interrupt_ends_a_save_whatever_its_threads_wait_for(
 ) -> None:
     """A response that does not come, or the time for the next attempt."""
     proxy.add(stuck)
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_interruptible, args=(f"{cloud_bucket.url}/run", theirs))
-    process.start()
+    ours, theirs = multiprocessing.Pipe()
+    process = processes.start(_interruptible, f"{cloud_bucket.url}/run", theirs)
     ends_at = time.monotonic() + 120
     # done, or refused, as far as the store is concerned
     while sum(seen.operation == "UploadPart" and seen.status > 0 for seen in proxy.requests) < 3:

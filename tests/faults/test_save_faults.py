@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
@@ -15,7 +14,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from conftest import Bucket, proxied
 from dcp_fault_proxy import Fault, FaultProxy
-from support import scenarios
+from support import processes, scenarios
 from support.ranks import Ranks
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -326,8 +325,7 @@ def test_killed_during_a_save(cloud_bucket: Bucket, proxy: FaultProxy, at: str) 
     save(url, large(1))
     proxy.clear()
     proxy.add(Fault("delay", operation=at, seconds=20, times=9))
-    victim = multiprocessing.get_context("spawn").Process(target=_save_slowly, args=(url,))
-    victim.start()
+    victim = processes.start(_save_slowly, url)
     ends_at = time.monotonic() + 60
     while at not in proxy.operations() and time.monotonic() < ends_at:
         time.sleep(0.05)

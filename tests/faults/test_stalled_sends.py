@@ -56,9 +56,9 @@ def test_a_server_that_stops_reading(opened: Any) -> None:
 
 def test_a_server_that_reads_late(opened: Any) -> None:
     """The limit for connecting is none for sending."""
-    answer = b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    response = b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
     with (
-        not_reading(3.0, answer) as port,
+        not_reading(3.0, response) as port,
         opened(port, connect_timeout=1.0, stall_timeout=30.0) as store,
         pytest.raises(ThrottledError),
     ):

@@ -22,7 +22,7 @@ from dcp_azure_servers import Azurite
 from dcp_fault_proxy import FaultProxy
 from support import scenarios
 from support.azure_bucket import AzureBucket, SecureAzurite, Token
-from support.sockets import CountingBody, Listener, answering
+from support.sockets import CountingBody, Listener, responding
 from urllib3.exceptions import InsecureRequestWarning
 
 from dcp_azure import AzureOptions, AzureStorageReader, AzureStorageWriter
@@ -226,7 +226,7 @@ HEADERS = b'ETag: "e"\r\nLast-Modified: Tue, 24 Nov 2026 00:00:00 GMT\r\nConnect
 
 
 @pytest.mark.parametrize(
-    ("answer", "start", "expected"),
+    ("response", "start", "expected"),
     [
         (b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n" + HEADERS + b"\r\n0123456789", 5, UnsupportedError),
         (
@@ -238,8 +238,8 @@ HEADERS = b'ETag: "e"\r\nLast-Modified: Tue, 24 Nov 2026 00:00:00 GMT\r\nConnect
     ],
     ids=["range ignored", "cut short"],
 )  # fmt: skip
-def test_odd_responses(answer: bytes, start: int, expected: type[Exception]) -> None:
-    port, server = answering(answer)
+def test_odd_responses(response: bytes, start: int, expected: type[Exception]) -> None:
+    port, server = responding(response)
     options = AzureOptions(account_url=f"http://127.0.0.1:{port}/account", anonymous=True)
 
     def read() -> None:

@@ -18,7 +18,7 @@ from azure.identity import DefaultAzureCredential
 from azure.storage.blob import generate_container_sas
 from support import scenarios
 from support.azure_bucket import VARIABLES, AzureBucket
-from support.sockets import answering
+from support.sockets import responding
 from torch.distributed.checkpoint.api import CheckpointException
 
 from dcp_azure import AzureOptions, AzureStorageReader, AzureStorageWriter
@@ -180,7 +180,7 @@ def test_sas_is_not_shown_when_connections_fail() -> None:
     ("code", "expected"), [(socket.EAI_NONAME, ConfigurationError), (socket.EAI_AGAIN, TransientError)]
 )
 def test_unknown_account(monkeypatch: pytest.MonkeyPatch, code: int, expected: type[Exception]) -> None:
-    """The resolver's answer decides: no such name, or no answer."""
+    """The resolver decides: no such name, or no response."""
 
     def resolve(host: str, *arguments: Any) -> Any:
         raise socket.gaierror(code, "made by the test")
@@ -196,11 +196,11 @@ def test_unknown_account(monkeypatch: pytest.MonkeyPatch, code: int, expected: t
 
 
 def _refusing(date: datetime.datetime, code: str) -> tuple[int, socket.socket]:
-    answer = (
+    response = (
         f"HTTP/1.1 403 Forbidden\r\nDate: {format_datetime(date, usegmt=True)}\r\nx-ms-error-code: {code}\r\n"
         "x-ms-request-id: r-1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
     )
-    return answering(answer.encode())
+    return responding(response.encode())
 
 
 @pytest.mark.parametrize(("hours", "expected"), [(1, ConfigurationError), (0, PermissionDeniedError)])

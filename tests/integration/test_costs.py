@@ -51,7 +51,7 @@ def test_staged_tensors_take_the_memory_setting(seaweedfs_bucket: Bucket, mib: i
 
 
 def received(proxy: FaultProxy, work: Callable[[], object]) -> int:
-    """Bytes of answers that ``work`` made the server send."""
+    """Bytes of responses that ``work`` made the server send."""
     proxy.clear()
     work()
     return sum(seen.bytes_out for seen in proxy.requests)

@@ -126,7 +126,7 @@ def test_a_writer_recovers_from_a_metadata_service_that_was_down(
     writer = CloudStorageWriter(f"{seaweedfs_bucket.url}/run", part_size=5 * MIB, retry_timeout=1)
     error = error_of(lambda: dcp.save(dict(STATE), storage_writer=writer))
     assert type(error) is TransientError
-    assert "instance metadata service answers 503" in str(error)
+    assert "instance metadata service responds with 503" in str(error)
     assert seaweedfs_bucket.keys() == []
     service.failures = 0
     dcp.save(dict(STATE), storage_writer=writer)

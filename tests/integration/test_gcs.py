@@ -28,7 +28,7 @@ from dcp_gcs_servers import GCSServer
 from google.oauth2 import service_account
 from support import scenarios
 from support.gcs_bucket import GCSBucket
-from support.sockets import CountingBody, Listener, answering
+from support.sockets import CountingBody, Listener, responding
 from torch.distributed.checkpoint.api import CheckpointException
 
 from dcp_core import (
@@ -218,7 +218,7 @@ HEADERS = b"x-goog-generation: 1\r\nConnection: close\r\n"
 
 
 @pytest.mark.parametrize(
-    ("answer", "start", "expected"),
+    ("response", "start", "expected"),
     [
         (b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n" + HEADERS + b"\r\n0123456789", 5, UnsupportedError),
         (
@@ -248,8 +248,8 @@ HEADERS = b"x-goog-generation: 1\r\nConnection: close\r\n"
     ids=["range ignored", "cut short", "no generation", "redirect", "not HTTP", "no length"],
 )  # fmt: skip
 @pytest.mark.usefixtures("gcs_bucket")
-def test_odd_responses(answer: bytes, start: int, expected: type[Exception]) -> None:
-    port, server = answering(answer)
+def test_odd_responses(response: bytes, start: int, expected: type[Exception]) -> None:
+    port, server = responding(response)
     options = GCSOptions(endpoint_url=f"http://127.0.0.1:{port}", anonymous=True)
 
     def read() -> None:
@@ -263,10 +263,10 @@ def test_odd_responses(answer: bytes, start: int, expected: type[Exception]) -> 
 
 
 def test_completion_that_fails_late(gcs_bucket: GCSBucket) -> None:
-    """An error in the body of an answer with status 200 is an error."""
+    """An error in the body of a response with status 200 is an error."""
     body = b"<Error><Code>InternalError</Code><Message>later</Message></Error>"
     head = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body)
-    port, server = answering(head + body)
+    port, server = responding(head + body)
     options = {"endpoint_url": f"http://127.0.0.1:{port}", "anonymous": True}
     with contextlib.closing(server), opened(gcs_bucket, **options) as store:
         with pytest.raises(TransientError, match="later"):

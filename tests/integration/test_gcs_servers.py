@@ -21,9 +21,9 @@ from dcp_core.testing import pattern
 MIB = 1 << 20
 
 
-def refused(answer: requests.Response) -> tuple[int, str]:
+def refused(response: requests.Response) -> tuple[int, str]:
     """Status and code of an XML error."""
-    return answer.status_code, ElementTree.fromstring(answer.content).findtext("Code", "")
+    return response.status_code, ElementTree.fromstring(response.content).findtext("Code", "")
 
 
 class Raw:
@@ -33,8 +33,8 @@ class Raw:
         self.url = f"{bucket.server.endpoint}/{bucket.name}"
 
     def start(self, key: str) -> str:
-        answer = requests.post(f"{self.url}/{key}?uploads", timeout=30)
-        return ElementTree.fromstring(answer.content).findtext("{*}UploadId", "")
+        response = requests.post(f"{self.url}/{key}?uploads", timeout=30)
+        return ElementTree.fromstring(response.content).findtext("{*}UploadId", "")
 
     def part(self, key: str, upload: str, number: int, data: bytes, **headers: str) -> requests.Response:
         url = f"{self.url}/{key}?partNumber={number}&uploadId={upload}"
@@ -49,7 +49,7 @@ class Raw:
 
 
 def test_the_sdks_own_multipart_upload(gcs_bucket: GCSBucket, tmp_path: Path) -> None:
-    """The transfer manager of google-cloud-storage, which checks every part's checksum in the answer."""
+    """The transfer manager of google-cloud-storage, which checks every part's checksum in the response."""
     path = tmp_path / "file"
     path.write_bytes(pattern(12 * MIB))
     blob = gcs_bucket.client.bucket(gcs_bucket.name).blob("a b/ü")
@@ -93,8 +93,8 @@ def test_checksums_are_checked(gcs_bucket: GCSBucket) -> None:
     right = {"x-goog-hash": "crc32c=4waSgw=="}
     assert raw.part("k", upload, 1, b"123456789", **right).headers["x-goog-hash"] == "crc32c=4waSgw=="
     assert refused(raw.part("k", upload, 2, b"damaged", **right)) == (400, "BadDigest")
-    answer = requests.put(f"{raw.url}/other", data=b"damaged", headers=right, timeout=30)
-    assert refused(answer) == (400, "BadDigest")
+    response = requests.put(f"{raw.url}/other", data=b"damaged", headers=right, timeout=30)
+    assert refused(response) == (400, "BadDigest")
     assert refused(raw.part("k", upload, 10_001, b"x")) == (400, "InvalidArgument")
     assert gcs_bucket.keys() == []
 

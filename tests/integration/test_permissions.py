@@ -205,7 +205,7 @@ def test_writing_is_enough_to_abort(seaweedfs_bucket: Bucket) -> None:
 
 
 def test_without_the_permission_to_list(seaweedfs_bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
-    """S3 then answers 403 where nothing is. A first save works, an error names ``s3:ListBucket``."""
+    """S3 then responds with 403 where nothing is. A first save works, an error names ``s3:ListBucket``."""
     body = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
 
     def hide(_: Asked, response: Response) -> Response:

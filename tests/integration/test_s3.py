@@ -17,7 +17,7 @@ from conftest import Bucket
 from dcp_fault_proxy import FaultProxy
 from dcp_server import free_ports
 from support import scenarios
-from support.sockets import CountingBody, Listener, answering
+from support.sockets import CountingBody, Listener, responding
 
 from dcp_core import CloudStorageReader, ConfigurationError, TransientError, UnsupportedError
 from dcp_core.format.checksum import crc32c
@@ -170,7 +170,7 @@ HEADERS = b'ETag: "e"\r\nLast-Modified: Tue, 24 Nov 2026 00:00:00 GMT\r\nConnect
 
 
 @pytest.mark.parametrize(
-    ("answer", "start", "expected"),
+    ("response", "start", "expected"),
     [
         (b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n" + HEADERS + b"\r\n0123456789", 5, UnsupportedError),
         (
@@ -183,8 +183,8 @@ HEADERS = b'ETag: "e"\r\nLast-Modified: Tue, 24 Nov 2026 00:00:00 GMT\r\nConnect
     ids=["range ignored", "cut short"],
 )  # fmt: skip
 @pytest.mark.usefixtures("seaweedfs_bucket")
-def test_odd_responses(answer: bytes, start: int, expected: type[Exception]) -> None:
-    port, server = answering(answer)
+def test_odd_responses(response: bytes, start: int, expected: type[Exception]) -> None:
+    port, server = responding(response)
     options = S3Options(endpoint_url=f"http://127.0.0.1:{port}", addressing_style="path")
 
     def read() -> None:

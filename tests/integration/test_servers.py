@@ -250,7 +250,7 @@ class Broken(SeaweedFS):
 
 
 class Silent(SeaweedFS):
-    """Runs, but never answers."""
+    """Runs, but never responds."""
 
     start_limit = 0.5
 

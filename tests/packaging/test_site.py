@@ -87,7 +87,7 @@ def test_every_link_within_the_site_leads_somewhere(site: Path, pages: dict[str,
     for address, page in pages.items():
         for link in page.links:
             parts = urlsplit(link)
-            # what is not found is answered for any address, so its links start at the root
+            # what is not found is served for any address, so its links start at the root
             if parts.scheme or parts.netloc or address == "404.html":
                 continue
             path = posixpath.normpath(posixpath.join(posixpath.dirname(address), unquote(parts.path)))

@@ -1,4 +1,4 @@
-"""Names of torch's that are not public: in one module only, and each of them may go."""
+"""Names of torch's that are not public: in one package only, and each of them may go."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ import pytest
 from support.torch_releases import since
 
 ROOT = Path(__file__).resolve().parents[2]
-PRIVATE = ROOT / "dcp_core" / "runtime" / "torch_private.py"
+PRIVATE = ROOT / "dcp_core" / "runtime" / "torch_private"
 SOURCES = sorted(
-    path for folder in ("dcp_core", "backends") for path in (ROOT / folder).rglob("*.py") if path != PRIVATE
+    path
+    for folder in ("dcp_core", "backends")
+    for path in (ROOT / folder).rglob("*.py")
+    if PRIVATE not in path.parents
 )
 #: Attributes that begin with an underscore and are public all the same: those of named tuples, and what
 #: fsspec documents for file systems to override.
@@ -132,7 +135,7 @@ def foreign_attributes(path: Path, ours: frozenset[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_private_names_of_torch_are_used_in_one_module_only(path: Path) -> None:
+def test_private_names_of_torch_are_used_in_one_package_only(path: Path) -> None:
     assert private_names(path.read_text()) == []
     if path.parts[-2] != "transport" and "backends" not in path.parts:
         assert foreign_attributes(path, defined_here()) == []
@@ -225,7 +228,7 @@ OF_CHECKPOINT_IDS = [
 def test_each_private_name_is_taken_away_here() -> None:
     taken = {f"{module}.{name}" for module, names, _ in SPARED for name in names}
     taken |= {f"{CHECKPOINT}.{name}" for name in NEEDED} | set(OF_CHECKPOINT_IDS)
-    used = set(private_names(PRIVATE.read_text()))
+    used = {name for path in PRIVATE.glob("*.py") for name in private_names(path.read_text())}
     assert "torch.serialization._save" in used
     assert {name for name in used if not any(name.startswith(other) for other in taken)} == set()
 

@@ -107,7 +107,7 @@ class Saves(RuleBasedStateMachine):
     @precondition(lambda self: self._at_commit())
     @rule(data=st.data(), fault=st.sampled_from(["late", "lost"]))
     def delay_commit(self, data: st.DataObject, fault: str) -> None:
-        """No attempt to write a record is answered; some may arrive later."""
+        """No attempt to write a record gets a response; some may arrive later."""
         self.quiet = False
         number = data.draw(st.sampled_from(self._at_commit()))
         while number in self._at_commit():

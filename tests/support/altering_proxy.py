@@ -1,7 +1,7 @@
 """A reverse proxy that changes responses, as consoles, login pages and header-stripping proxies do.
 
 Requests pass unchanged, ``Host`` included, so that signatures hold upstream. What comes back goes through
-``alter``, which returns what the client gets; ``refuse`` may answer a request without asking upstream::
+``alter``, which returns what the client gets; ``refuse`` may respond to a request without asking upstream::
 
     with AlteringProxy(server.endpoint) as proxy:
         proxy.alter = without("ETag")

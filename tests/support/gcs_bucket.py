@@ -44,18 +44,20 @@ class GCSBucket:
     def generations(self) -> list[str]:
         """The key of every generation, noncurrent ones included."""
         # the emulator wants "true", and the SDK writes "True"
-        answer = requests.get(f"{self.server.endpoint}/storage/v1/b/{self.name}/o?versions=true", timeout=30)
-        answer.raise_for_status()
-        return [entry["name"] for entry in answer.json()["items"]]
+        response = requests.get(
+            f"{self.server.endpoint}/storage/v1/b/{self.name}/o?versions=true", timeout=30
+        )
+        response.raise_for_status()
+        return [entry["name"] for entry in response.json()["items"]]
 
     def uploads(self) -> list[str]:
         """Keys of unfinished uploads, as the server has them."""
         return [key for key, _ in self._uploads()]
 
     def _uploads(self) -> list[tuple[str, str]]:
-        answer = requests.get(f"{self.server.endpoint}/{self.name}?uploads", timeout=30)
-        answer.raise_for_status()
-        found = ElementTree.fromstring(answer.content).findall("{*}Upload")
+        response = requests.get(f"{self.server.endpoint}/{self.name}?uploads", timeout=30)
+        response.raise_for_status()
+        found = ElementTree.fromstring(response.content).findall("{*}Upload")
         return [(entry.findtext("{*}Key", ""), entry.findtext("{*}UploadId", "")) for entry in found]
 
     def _object_url(self, key: str) -> str:

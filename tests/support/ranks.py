@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from typing import Any
 
+from support import processes
+
 _LIMIT = 240.0
 #: Variables that lead the SDKs to a server; the ranks get those of the test.
 _PREFIXES = ("AWS_", "GOOGLE_", "STORAGE_", "AZURE_")
@@ -25,16 +27,14 @@ class Ranks:
 
     def __init__(self, world_size: int) -> None:
         self.world_size = world_size
-        context = multiprocessing.get_context("spawn")
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self._pipes: list[Connection] = []
         self._processes = []
         for rank in range(world_size):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, rank, world_size, port), daemon=False)
-            process.start()
+            ours, theirs = multiprocessing.Pipe()
+            process = processes.start(_serve, theirs, rank, world_size, port)
             theirs.close()
             self._pipes.append(ours)
             self._processes.append(process)

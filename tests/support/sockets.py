@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 from dcp_core.seam.body import Body, BodyReader
 
-__all__ = ["CountingBody", "Listener", "answering", "not_reading"]
+__all__ = ["CountingBody", "Listener", "responding", "not_reading"]
 
 
 class CountingBody(Body):
@@ -96,8 +96,8 @@ class Listener:
             one.close()
 
 
-def answering(answer: bytes) -> tuple[int, socket.socket]:
-    """A server that gives every connection the same answer."""
+def responding(response: bytes) -> tuple[int, socket.socket]:
+    """A server that gives every connection the same response."""
     server = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:
@@ -108,17 +108,17 @@ def answering(answer: bytes) -> tuple[int, socket.socket]:
                 return
             with client:
                 client.recv(1 << 16)
-                client.sendall(answer)
+                client.sendall(response)
 
     threading.Thread(target=serve, daemon=True).start()
     return server.getsockname()[1], server
 
 
 @contextlib.contextmanager
-def not_reading(seconds: float = math.inf, answer: bytes = b"") -> Iterator[int]:
+def not_reading(seconds: float = math.inf, response: bytes = b"") -> Iterator[int]:
     """The port of a server that reads nothing for so many seconds of each connection.
 
-    Then it reads until the body has ended that the request's ``Content-Length`` announces, and answers.
+    Then it reads until the body has ended that the request's ``Content-Length`` announces, and responds.
     """
     ended = threading.Event()
 
@@ -126,7 +126,7 @@ def not_reading(seconds: float = math.inf, answer: bytes = b"") -> Iterator[int]
         with client, contextlib.suppress(OSError):
             if not ended.wait(None if seconds == math.inf else seconds):
                 _receive(client)
-                client.sendall(answer)
+                client.sendall(response)
 
     def accept() -> None:
         while True:

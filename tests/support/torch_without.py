@@ -97,7 +97,7 @@ def import_without(names: Sequence[str]) -> None:
                 break
     if _FIELD in names:
         _take_away_field()
-    # the one module that uses such names; the others see torch as it is
+    # the one package that uses such names; the others see torch as it is
     with _packages_unopened("dcp_core", "dcp_core.runtime"), _without(frozenset(names) - {_FIELD}):
         importlib.import_module("dcp_core.runtime.torch_private")
     importlib.import_module("dcp_core")

@@ -3,7 +3,7 @@
 ::
 
     store = UnreliableStore(MemoryStore("bucket"))
-    store.fails("put", unanswered, key=is_record)       # the first put of a record is done, and not answered
+    store.fails("put", unanswered, key=is_record)       # the first put of a record is done, no response
     store.fails("get", always(lost))                    # no get arrives
     late = store.holds("put", key=is_record)            # puts of records arrive when the test says so
     late.deliver()

@@ -1,7 +1,4 @@
-"""Two ranks as processes with a gloo group, which may be killed at any moment.
-
-They are forked by a server that has imported everything: a world then takes a part of a second.
-"""
+"""Two ranks as processes with a gloo group, which may be killed at any moment."""
 
 from __future__ import annotations
 
@@ -14,41 +11,33 @@ import os
 import pickle
 import signal
 import socket
-import sys
 import time
-import types
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
+from support import processes
 from support.ranks import outcome_of, replace_variables
 
 __all__ = ["DEAD", "HUNG", "World"]
 
 #: Outcomes of a rank whose process ended, and of one that did not in time.
 DEAD, HUNG = "dead", "hung"
-#: Where the modules of the tests are.
-_PATH = [str(Path(__file__).parent.parent), str(Path(__file__).parent.parent.parent / "localstack")]
 
 
 class World:
     """``size`` ranks that run functions together."""
 
     def __init__(self, size: int = 2) -> None:
-        _start_server()
-        context = multiprocessing.get_context("forkserver")
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self._pipes: list[Connection] = []
         self._processes = []
         for rank in range(size):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, rank, size, port), daemon=True)
-            with _without_main():
-                process.start()
+            ours, theirs = multiprocessing.Pipe()
+            process = processes.start(_serve, theirs, rank, size, port, daemon=True)
             theirs.close()
             self._pipes.append(ours)
             self._processes.append(process)
@@ -95,31 +84,6 @@ class World:
         for pipe in self._pipes:
             pipe.close()
         self._pipes, self._processes = [], []
-
-
-def _start_server() -> None:
-    """Start the server that forks, unless it runs. Python hands its own path on to it only since 3.12."""
-    multiprocessing.set_forkserver_preload(["sweep.warm"])
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([*_PATH, *sys.path])
-    try:
-        with _without_main():
-            multiprocessing.forkserver.ensure_running()
-    finally:
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
-
-
-@contextlib.contextmanager
-def _without_main() -> Iterator[None]:
-    """Spare new processes the import of the program that starts them, which takes longer than all else."""
-    main, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
 
 
 def _outcome(pipe: Connection, seconds: float) -> Any:

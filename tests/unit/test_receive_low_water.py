@@ -1,4 +1,4 @@
-"""The low-water mark: raised in the middle of large answers only, and never above what is to come."""
+"""The low-water mark: raised in the middle of large responses only, and never above what is to come."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MIB = 1 << 20
 
 @pytest.fixture
 def pair() -> Iterator[tuple[socket.socket, http.client.HTTPResponse]]:
-    """A server's socket, and a client's answer of 8 MiB whose head has been read."""
+    """A server's socket, and a client's response of 8 MiB whose head has been read."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = socket.create_connection(listener.getsockname())
         server, _ = listener.accept()

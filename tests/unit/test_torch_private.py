@@ -13,8 +13,7 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException, _wrap_exception
 
 from dcp_core.errors import ConflictError, UnsupportedError
-from dcp_core.runtime import torch_private
-from dcp_core.runtime.torch_private import current_accelerator, differs, group_rank, on_stream
+from dcp_core.runtime.torch_private import current_accelerator, differs, group_rank, on_stream, records
 
 
 class Stream:
@@ -79,7 +78,7 @@ def test_errors_travel_with_their_tracebacks(monkeypatch: pytest.MonkeyPatch) ->
             patch.setattr(torch, "__version__", release)
             patch.setattr(copyreg, "dispatch_table", dict(copyreg.dispatch_table))
             patch.setattr(traceback.FrameSummary, "_code", code, raising=False)
-            torch_private._let_errors_travel()
+            records._let_errors_travel()
             assert (traceback.FrameSummary in copyreg.dispatch_table) == (release == "2.6.0")
         found, frames = pickle.loads(pickle.dumps(wrapped))
         assert str(found) == str(wrapped[0])
@@ -91,7 +90,7 @@ def test_errors_travel_with_their_tracebacks(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_frame_says_the_same_after_its_journey() -> None:
     frame = traceback.extract_stack()[-1]
-    make, arguments = torch_private._reduced(frame)
+    make, arguments = records._reduced(frame)
     again = make(*arguments)
     assert (again.filename, again.lineno, again.name, again.line) == (
         frame.filename,

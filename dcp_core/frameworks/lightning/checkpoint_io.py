@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
-from dcp_core.config import MIB, split_options
+from dcp_core.config import MIB
 from dcp_core.convert.files import file_sink
 from dcp_core.convert.torch_file import load_torch_file
 from dcp_core.frameworks.deletion import delete_checkpoint, register_schemes
 from dcp_core.frameworks.pending import Pending
-from dcp_core.frameworks.training_state import is_url
+from dcp_core.frameworks.training_state import is_remote
 from dcp_core.runtime.torch_private import write_archive
+from dcp_core.storage.checkpoint_store import split_options
 
 __all__ = ["FilesAtURLs"]
 
@@ -51,7 +52,7 @@ class FilesAtURLs:
         Raises:
             CloudCheckpointError: this save failed, or an asynchronous one before it.
         """
-        if not is_url(path):
+        if not is_remote(path):
             super().save_checkpoint(checkpoint, path, storage_options)  # type: ignore[misc]
             return
         url, options = os.fspath(path), {**self._saving, **(storage_options or {})}
@@ -68,14 +69,14 @@ class FilesAtURLs:
     ) -> dict[str, Any]:
         """Load the file at ``path``, to the CPU unless told otherwise."""
         self._pending.settle()
-        if not is_url(path) or map_location is not None:
+        if not is_remote(path) or map_location is not None:
             loaded: dict[str, Any] = super().load_checkpoint(path, map_location, weights_only)  # type: ignore[misc]
             return loaded
         return load_torch_file(path, {**self._loading, "weights_only": weights_only is not False})
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Delete the file at ``path``, once a save that is under way is whole."""
-        if not is_url(path):
+        if not is_remote(path):
             super().remove_checkpoint(path)  # type: ignore[misc]
             return
         url = os.fspath(path)

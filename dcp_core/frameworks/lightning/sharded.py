@@ -25,12 +25,12 @@ from torch.distributed.checkpoint.stateful import Stateful
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from dcp_core.config import split_options
 from dcp_core.convert.files import open_file
 from dcp_core.errors import ConfigurationError, UnsupportedError, UntrustedDataError
 from dcp_core.frameworks.deletion import delete_checkpoint, register_schemes
 from dcp_core.frameworks.pending import Pending
-from dcp_core.frameworks.training_state import is_url, load_training_state, save_training_state
+from dcp_core.frameworks.training_state import is_remote, load_training_state, save_training_state
+from dcp_core.storage.checkpoint_store import split_options
 
 __all__ = ["FabricAtURLs", "TrainerAtURLs"]
 
@@ -84,7 +84,7 @@ class ShardedAtURLs:
             super().teardown()  # type: ignore[misc]
 
     def remove_checkpoint(self, filepath: str | os.PathLike[str]) -> None:
-        if not is_url(filepath):
+        if not is_remote(filepath):
             super().remove_checkpoint(filepath)  # type: ignore[misc]
         elif self.global_rank == 0:
             url = os.fspath(filepath)
@@ -97,7 +97,7 @@ class ShardedAtURLs:
             UnsupportedError: it is a URL, and checkpoints are to be single files.
         """
         agreed: str = self.broadcast(os.fspath(path))
-        if is_url(agreed) and not self._at_urls:
+        if is_remote(agreed) and not self._at_urls:
             name, value = self.sharded
             raise UnsupportedError(
                 f"{type(self).__name__} has only sharded checkpoints at URLs: give it {name}={value!r}. "
@@ -165,7 +165,7 @@ class TrainerAtURLs(ShardedAtURLs):
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
         path = self._agreed(filepath)
-        if not is_url(path):
+        if not is_remote(path):
             super().save_checkpoint(checkpoint, path, storage_options)  # type: ignore[misc]
             return
         meta = dict(checkpoint)
@@ -180,7 +180,7 @@ class TrainerAtURLs(ShardedAtURLs):
         self, checkpoint_path: str | os.PathLike[str], weights_only: bool | None = None
     ) -> dict[str, Any]:
         path = self._agreed(checkpoint_path)
-        if not is_url(path):
+        if not is_remote(path):
             loaded: dict[str, Any] = super().load_checkpoint(path, weights_only)  # type: ignore[misc]
             return loaded
         fitting = self.lightning_module.trainer.state.fn == "fit"
@@ -200,7 +200,7 @@ class FabricAtURLs(ShardedAtURLs):
         filter: dict[str, Callable[[str, Any], bool]] | None = None,
     ) -> None:
         path = self._agreed(path)
-        if not is_url(path):
+        if not is_remote(path):
             super().save_checkpoint(path, state, storage_options, filter)  # type: ignore[misc]
             return
         if filter:
@@ -225,7 +225,7 @@ class FabricAtURLs(ShardedAtURLs):
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
         path = self._agreed(path)
-        if not is_url(path):
+        if not is_remote(path):
             loaded: dict[str, Any] = super().load_checkpoint(path, state, strict, weights_only)  # type: ignore[misc]
             return loaded
         if not isinstance(state, dict):
