@@ -21,6 +21,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 pytest.importorskip("lightning")
 
 from support import lightning_jobs as jobs
+from support import pages
 from support.killed import finished, killed_while_saving, losses, resumed_from
 
 from dcp_core import (
@@ -271,3 +272,9 @@ def test_the_example_is_killed_while_it_saves_and_goes_on(
     assert losses(resumed) == {epoch: expected[epoch] for epoch in (3, 4, 5)}
     assert {**losses(said), **losses(resumed)} == expected
     assert checkpoints(seaweedfs_bucket) == ["epoch=4.ckpt", "epoch=5.ckpt"]
+
+
+def test_blocks_of_the_page_run(seaweedfs_bucket: Bucket, tmp_path: Path) -> None:
+    assert pages.run_blocks("docs/frameworks/lightning.md", {"BUCKET": seaweedfs_bucket.name}, tmp_path) == 4
+    assert "one.ckpt" in seaweedfs_bucket.keys()
+    assert "fabric/step-7/.metadata" in seaweedfs_bucket.keys()

@@ -26,10 +26,12 @@ def test_the_newest_is_the_one_committed_last(bucket: Bucket) -> None:
     # within a second the later step counts as the newer one
     assert newest_checkpoint(run) in {f"{run}/step=100.ckpt", f"{run}/step=20.ckpt"}
     bucket.write("run/step=200.ckpt/__0_0.0123456789abcdef.distcp", b"of a save that never ended")
+    bucket.write("run/step=400.ckpt/notes.txt", b"no checkpoint")
     bucket.write("run/notes.txt", b"no checkpoint")
     bucket.write("run/deeper/step=300.ckpt/.metadata", b"in another folder")
-    newest = newest_checkpoint(run, suffix=".ckpt")
-    assert newest in {f"{run}/step=100.ckpt", f"{run}/step=20.ckpt"}
+    for suffix in ("", ".ckpt"):
+        newest = newest_checkpoint(run, suffix=suffix)
+        assert newest in {f"{run}/step=100.ckpt", f"{run}/step=20.ckpt"}
     assert newest_checkpoint(f"{run}/nothing") is None
 
 

@@ -1,6 +1,7 @@
 """The blocks of the documents run as they stand, against real servers.
 
-Those of the page about backends are run by ``tests/packaging/test_plugin.py``, which installs the plugin.
+Those of the page about backends are run by ``tests/packaging/test_plugin.py``, which installs the plugin, and
+those of the pages about frameworks by ``tests/frameworks``, where these are installed.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ PAGES = [
 ]
 #: These show what a save looks like, with a ``state`` of the reader's.
 SHOWN = ["README.md", "docs/index.md"]
-ELSEWHERE = ["docs/writing-a-backend.md"]
+ELSEWHERE = ["docs/frameworks/lightning.md", "docs/writing-a-backend.md"]
 SERVERS = {"gs://": "gcs", "az://": "azure"}
 OPTIONS = {
     field.name
@@ -51,6 +52,15 @@ OPTIONS = {
 KEYWORDS = {
     *("async_stager", "no_dist", "use_collectives", "checkpoint_id", "repr", "expression", "title"),
     *("count", "mode", "fall_back", "fsspec"),
+    # of Lightning, and of its strategies here
+    *(
+        "asynchronous",
+        "ckpt_path",
+        "save_distributed_checkpoint",
+        "save_last",
+        "state_dict_type",
+        "device_id",
+    ),
 }
 #: Runs each block of a page with names of its own, and says of a failure on which line of the page it is.
 RUNNER = """

@@ -38,7 +38,7 @@ class Sine(LightningModule):
         for layer in (self.net[0], self.net[2], self.net):
             fully_shard(layer, mesh=mesh)
 
-    def training_step(self, batch: list[torch.Tensor], index: int) -> torch.Tensor:
+    def training_step(self, batch: list[torch.Tensor]) -> torch.Tensor:
         x, y = batch
         loss = torch.nn.functional.mse_loss(self.net(x), y)
         self.losses.append(loss.item())
