@@ -14,13 +14,6 @@ from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
 from torch.distributed.checkpoint.stateful import Stateful
 from torch.nn import Module
 from torch.optim import Optimizer
@@ -28,6 +21,7 @@ from torch.optim import Optimizer
 from dcp_core.convert.files import open_file
 from dcp_core.errors import ConfigurationError, UnsupportedError, UntrustedDataError
 from dcp_core.frameworks.deletion import delete_checkpoint, register_schemes
+from dcp_core.frameworks.model_states import get_states, set_states
 from dcp_core.frameworks.pending import Pending
 from dcp_core.frameworks.training_state import is_remote, load_training_state, save_training_state
 from dcp_core.storage.checkpoint_store import split_options
@@ -137,13 +131,10 @@ class ShardedAtURLs:
     ) -> dict[str, Any]:
         """Load a model and its optimizers; returns all else."""
         self.wait_for_saves()
-        key, module = model
-        state: dict[str, Any] = {key: get_model_state_dict(module)}
-        state |= {name: get_optimizer_state_dict(module, one) for name, one in optimizers.items()}
-        files = load_training_state(url, state, lambda name: name == META, self._loading, partial=not strict)
-        set_model_state_dict(module, state[key], options=StateDictOptions(strict=strict))
-        for name, one in optimizers.items():
-            set_optimizer_state_dict(module, one, state[name])
+        models, owned = dict([model]), {name: (model[1], one) for name, one in optimizers.items()}
+        states = get_states(models, owned)
+        files = load_training_state(url, states, lambda name: name == META, self._loading, partial=not strict)
+        set_states(states, models, owned, strict=strict)
         # Lightning's own, copied to a bucket, has it beside the checkpoint
         content = files[META] if META in files else _content(f"{url}/{META}", self._loading)
         return _unpickled(url, content, weights_only)
@@ -205,11 +196,9 @@ class FabricAtURLs(ShardedAtURLs):
             return
         if filter:
             raise UnsupportedError("sharded checkpoints are saved whole: filter= is for single files")
-        (key, module), optimizers = _model_and_optimizers(state)
-        options = StateDictOptions(cpu_offload=True)
-        tensors: dict[str, Any] = {key: get_model_state_dict(module, options=options)}
-        for name, one in optimizers.items():
-            tensors[name] = get_optimizer_state_dict(module, one, options=options)
+        model, optimizers = _model_and_optimizers(state)
+        owned = {name: (model[1], one) for name, one in optimizers.items()}
+        tensors = get_states(dict([model]), owned, to_cpu=True)
         meta = {
             name: value.state_dict() if isinstance(value, Stateful) else value
             for name, value in state.items()
