@@ -69,7 +69,7 @@ def save_state(accelerator: Accelerator, url: str, **options: Any) -> None:
         **options: of saving, of loading and of the backend.
 
     Raises:
-        UnsupportedError: models are trained with what has checkpoints of its own, or a hook wants their states.
+        UnsupportedError: what trains the models has checkpoints of its own, or a hook wants their states.
         CheckpointException: of torch, with the errors of all ranks.
     """
     _check(accelerator, accelerator._save_model_state_pre_hook)

@@ -21,10 +21,11 @@ logger = logging.getLogger("dcp_core")
 def keep_newest(
     url: str, count: int, prefix: str, options: Mapping[str, Any], spare: Container[str] = ()
 ) -> None:
-    """Of the checkpoints ``<prefix><number>`` in the folder ``url`` delete all but the ``count`` of the highest
-    numbers and those in ``spare``. Errors are the log's: training must not end because something old is there.
+    """Of the checkpoints ``<prefix><number>`` in the folder ``url`` delete all but the ``count`` newest ones,
+    by number, and those in ``spare``.
 
-    Only what is whole counts, and is deleted; what failed saves left is not. For one rank to call.
+    Only what is whole counts, and is deleted; what failed saves left is not. Errors are the log's: training
+    must not end because something old is there. For one rank to call.
 
     Args:
         options: of saving and of the backend.
@@ -44,8 +45,6 @@ def _superseded(url: str, count: int, prefix: str, options: Mapping[str, Any]) -
         found = whole_checkpoints(place.writable_store(), place.location, Transfer(place.options, None))
     finally:
         place.close()
-    numbers = {one.name: one.name.removeprefix(prefix) for one in found if one.name.startswith(prefix)}
-    numbered = sorted(
-        (name for name in numbers if numbers[name].isdecimal()), key=lambda name: int(numbers[name])
-    )
-    return numbered[: max(0, len(numbered) - count)]
+    numbers = [one.name.removeprefix(prefix) for one in found if one.name.startswith(prefix)]
+    ordered = sorted((number for number in numbers if number.isdecimal()), key=int)
+    return [f"{prefix}{number}" for number in ordered[: max(0, len(ordered) - count)]]

@@ -1,7 +1,7 @@
 """The ``Trainer`` of HuggingFace transformers: checkpoints at URLs.
 
-One DCP checkpoint ``<checkpoint_url>/checkpoint-<step>`` holds the model and the optimizer, sharded or not, and
-the files that the ``Trainer`` writes beside them: its state, the schedule, the scaler, random numbers.
+One DCP checkpoint ``<checkpoint_url>/checkpoint-<step>`` holds the model and the optimizer, sharded or not,
+and the files that the ``Trainer`` writes beside them: its state, the schedule, the scaler, random numbers.
 """
 
 from __future__ import annotations
@@ -121,8 +121,7 @@ class CheckpointsAtURL:
             super()._save_checkpoint(model, trial)  # type: ignore[misc]
             files = files_in(Path(folder, f"{_PREFIX}{step}"), self.args.process_index)
         states = get_states(*self._parts(whole=not self.args.save_only_model), to_cpu=True)
-        logged = next(reversed(self.state.log_history), {})
-        metrics = {name: value for name, value in logged.items() if isinstance(value, (int, float))}
+        metrics = _numbers(self.state.log_history[-1:])
         save_training_state(
             f"{self._run}/{_PREFIX}{step}", states, files, self._saving, step=step, metrics=metrics
         )
@@ -155,7 +154,7 @@ class CheckpointsAtURL:
         # its tensors are saved with the optimizer's; what they are of lies beside them
         assert output_dir is not None
         os.makedirs(output_dir, exist_ok=True)
-        config = getattr(self.model, "config", None)
+        config: Any = getattr(self.model, "config", None)
         if self.args.should_save and hasattr(config, "save_pretrained"):
             config.save_pretrained(output_dir)
 
@@ -171,6 +170,12 @@ class CheckpointsAtURL:
         # a prepared optimizer is one around another
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
         return {"model": model}, {"optimizer": (model, optimizer)} if whole else {}
+
+
+def _numbers(logged: list[dict[str, Any]]) -> dict[str, float]:
+    """What was logged, as far as it is numbers."""
+    found = (pair for entry in logged for pair in entry.items())
+    return {name: value for name, value in found if isinstance(value, (int, float))}
 
 
 class CloudTrainer(CheckpointsAtURL, Trainer):

@@ -1,0 +1,145 @@
+"""Accelerate and the Trainer of transformers with checkpoints in buckets, with the real packages."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from conftest import Bucket
+from fsspec.registry import _registry
+from support.ranks import Ranks
+
+pytest.importorskip("accelerate")
+pytest.importorskip("transformers")
+
+from support import accelerate_jobs as jobs
+
+from dcp_core import CheckpointNotFoundError, CloudStorageReader, ConfigurationError, UnsupportedError
+
+World = Callable[[int], Ranks]
+
+
+@pytest.fixture(autouse=True)
+def file_systems() -> Iterator[None]:
+    """Those that fsspec knows, as they were."""
+    known = dict(_registry)
+    yield
+    _registry.clear()
+    _registry.update(known)
+
+
+@pytest.mark.parametrize("kind", ["fsdp", "plain"])
+def test_a_state_comes_back_with_all_that_trains_depends_on(
+    seaweedfs_bucket: Bucket, worlds: World, kind: str
+) -> None:
+    url = f"{seaweedfs_bucket.url}/run/step_3"
+    expected = worlds(2).run(jobs.save_and_go_on, kind, url)
+    assert expected[0] != expected[1]
+    # all of it is one checkpoint
+    others = [key for key in seaweedfs_bucket.keys("run/") if not key.startswith("run/step_3/__")]
+    assert others == ["run/step_3/.metadata"]
+    record = CloudStorageReader(url).read_metadata()
+    assert len(record.state_dict_metadata["model_0.0.weight"].chunks) == (2 if kind == "fsdp" else 1)
+    for (found, count, rate), wanted in zip(
+        worlds(2).run(jobs.load_and_go_on, kind, url), expected, strict=True
+    ):
+        assert found == wanted
+        assert count == 3
+        assert rate == pytest.approx(1e-4)
+
+
+def test_a_state_loads_on_fewer_ranks(seaweedfs_bucket: Bucket, worlds: World) -> None:
+    url = f"{seaweedfs_bucket.url}/run/step_3"
+    worlds(2).run(jobs.save_and_go_on, "fsdp", url)
+    for kind in ("fsdp", "plain"):
+        ((found, count),) = worlds(1).run(jobs.load_only, kind, url)
+        assert count == 3
+        stored = {"model_0": {name: torch.zeros_like(value) for name, value in found.items()}}
+        dcp.load(stored, storage_reader=CloudStorageReader(url))
+        assert len(found) == 4
+        for name, value in found.items():
+            assert torch.equal(value, stored["model_0"][name])
+
+
+def test_a_folder_goes_the_way_it_went(worlds: World, tmp_path: Path) -> None:
+    names = worlds(2).run(jobs.save_to_folder, "fsdp", str(tmp_path / "state"))[0]
+    assert {"pytorch_model_fsdp_0", "optimizer_0", "scheduler.bin", "random_states_1.pkl"} <= set(names)
+
+
+def test_what_cannot_be_saved_is_said(seaweedfs_bucket: Bucket, worlds: World) -> None:
+    (error,) = worlds(1).outcomes(jobs.with_a_hook, f"{seaweedfs_bucket.url}/run")
+    assert isinstance(error, UnsupportedError)
+    assert "hooks" in str(error)
+    assert seaweedfs_bucket.keys() == []
+
+
+def whole(bucket: Bucket) -> list[str]:
+    """Checkpoints of the run, as the bucket has them."""
+    return [key.split("/")[1] for key in bucket.keys("run/") if key.endswith("/.metadata")]
+
+
+@pytest.mark.parametrize("kind", ["fsdp", "plain"])
+def test_the_trainer_resumes_as_if_nothing_had_happened(
+    seaweedfs_bucket: Bucket, worlds: World, tmp_path: Path, kind: str
+) -> None:
+    run = f"{seaweedfs_bucket.url}/run"
+    options = {"checkpoint_url": run}
+    train = functools.partial(jobs.train, **options)
+    expected = worlds(2).run(train, kind, str(tmp_path))[0]
+    assert sorted(expected) == list(range(1, 7))
+    # of three two are kept, and nothing of the other; none is on the disk
+    assert {key.split("/")[1] for key in seaweedfs_bucket.keys("run/")} == {"checkpoint-4", "checkpoint-6"}
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    record = CloudStorageReader(f"{run}/checkpoint-4").read_metadata().state_dict_metadata
+    assert len(record["model.model.embed_tokens.weight"].chunks) == (2 if kind == "fsdp" else 1)
+    assert "files/0/config.json" in record
+    for key in seaweedfs_bucket.keys("run/checkpoint-6/"):
+        seaweedfs_bucket.delete(key)
+    resumed = worlds(2).run(train, kind, str(tmp_path), True)[0]
+    assert resumed == expected
+    assert whole(seaweedfs_bucket) == ["checkpoint-4", "checkpoint-6"]
+
+
+def test_the_trainer_resumes_on_fewer_ranks_and_shards(
+    seaweedfs_bucket: Bucket, worlds: World, tmp_path: Path
+) -> None:
+    run = f"{seaweedfs_bucket.url}/run"
+    train = functools.partial(jobs.train, checkpoint_url=run, max_steps=2)
+    expected = worlds(2).run(train, "fsdp", str(tmp_path))[0]
+    more = functools.partial(jobs.train, checkpoint_url=run, max_steps=4)
+    for kind in ("plain", "fsdp"):
+        (resumed,) = worlds(1).run(more, kind, str(tmp_path), f"{run}/checkpoint-2")
+        assert {step: resumed[step] for step in expected} == expected
+        assert sorted(resumed) == [1, 2, 3, 4]
+
+
+def test_no_checkpoint_to_resume_from_is_an_error(
+    seaweedfs_bucket: Bucket, worlds: World, tmp_path: Path
+) -> None:
+    train = functools.partial(jobs.train, checkpoint_url=f"{seaweedfs_bucket.url}/run")
+    (error,) = worlds(1).outcomes(train, "plain", str(tmp_path), True)
+    assert isinstance(error, CheckpointNotFoundError)
+    for options, message in (
+        ({"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2}, "load_best"),
+    ):
+        (error,) = worlds(1).outcomes(functools.partial(train, **options), "plain", str(tmp_path))
+        assert isinstance(error, UnsupportedError)
+        assert message in str(error)
+    (error,) = worlds(1).outcomes(
+        functools.partial(jobs.train, checkpoint_url="/folder"), "plain", str(tmp_path)
+    )
+    assert isinstance(error, ConfigurationError)
+
+
+def test_training_goes_on_where_nothing_can_be_deleted(
+    seaweedfs_bucket: Bucket, proxy: FaultProxy, worlds: World, tmp_path: Path
+) -> None:
+    proxy.add(Fault("error", operation="DeleteObjects", status=403, code="AccessDenied", times=99))
+    train = functools.partial(jobs.train, checkpoint_url=f"{seaweedfs_bucket.url}/run")
+    (found,) = worlds(1).run(train, "plain", str(tmp_path))
+    assert sorted(found) == list(range(1, 7))
+    assert whole(seaweedfs_bucket) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
