@@ -8,9 +8,9 @@ from typing import Any
 
 from dcp_core.config import SaveOptions
 from dcp_core.errors import CloudCheckpointError
-from dcp_core.frameworks.deletion import delete_checkpoint
+from dcp_core.frameworks.deletion import delete_checkpoint, register_schemes
 from dcp_core.frameworks.newest import whole_checkpoints
-from dcp_core.storage.checkpoint_store import CheckpointStore
+from dcp_core.storage.checkpoint_store import CheckpointStore, split_options
 from dcp_core.transfer.transfer import Transfer
 
 __all__ = ["keep_newest"]
@@ -18,9 +18,7 @@ __all__ = ["keep_newest"]
 logger = logging.getLogger("dcp_core")
 
 
-def keep_newest(
-    url: str, count: int, prefix: str, options: Mapping[str, Any], spare: Container[str] = ()
-) -> None:
+def keep_newest(url: str, count: int, prefix: str, spare: Container[str] = (), **options: Any) -> None:
     """Of the checkpoints ``<prefix><number>`` in the folder ``url`` delete all but the ``count`` newest ones,
     by number, and those in ``spare``.
 
@@ -28,13 +26,15 @@ def keep_newest(
     must not end because something old is there. For one rank to call.
 
     Args:
-        options: of saving and of the backend.
+        **options: of saving, of loading and of the backend.
     """
+    saving, _ = split_options(options)
+    register_schemes(saving)
     try:
-        for name in _superseded(url, count, prefix, options):
+        for name in _superseded(url, count, prefix, saving):
             if name not in spare:
                 logger.info("deleting %s/%s: the newest %d are kept", url, name, count)
-                delete_checkpoint(f"{url}/{name}", options)
+                delete_checkpoint(f"{url}/{name}", saving)
     except CloudCheckpointError:
         logger.exception("checkpoints below %s could not be deleted", url)
 

@@ -128,7 +128,7 @@ class CheckpointsAtURL:
         limit = self.args.save_total_limit
         if limit and self.args.process_index == 0:
             best = f"{_PREFIX}{self.state.best_global_step}"
-            keep_newest(self._run, limit, _PREFIX, self._saving, spare=(best,))
+            keep_newest(self._run, limit, _PREFIX, spare=(best,), **self._saving)
 
     @contextmanager
     def _in_a_folder(self) -> Iterator[str]:

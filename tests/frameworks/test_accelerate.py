@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from conftest import Bucket
+from dcp_fault_proxy import Fault, FaultProxy
 from fsspec.registry import _registry
 from support.ranks import Ranks
 
@@ -17,10 +18,12 @@ pytest.importorskip("accelerate")
 pytest.importorskip("transformers")
 
 from support import accelerate_jobs as jobs
+from support.killed import finished, killed_while_saving, losses, resumed_from
 
 from dcp_core import CheckpointNotFoundError, CloudStorageReader, ConfigurationError, UnsupportedError
 
 World = Callable[[int], Ranks]
+EXAMPLES = Path(__file__).parents[2] / "docs" / "frameworks" / "accelerate"
 
 
 @pytest.fixture(autouse=True)
@@ -123,12 +126,9 @@ def test_no_checkpoint_to_resume_from_is_an_error(
     train = functools.partial(jobs.train, checkpoint_url=f"{seaweedfs_bucket.url}/run")
     (error,) = worlds(1).outcomes(train, "plain", str(tmp_path), True)
     assert isinstance(error, CheckpointNotFoundError)
-    for options, message in (
-        ({"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2}, "load_best"),
-    ):
-        (error,) = worlds(1).outcomes(functools.partial(train, **options), "plain", str(tmp_path))
-        assert isinstance(error, UnsupportedError)
-        assert message in str(error)
+    best = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2}
+    (error,) = worlds(1).outcomes(functools.partial(train, **best), "plain", str(tmp_path))
+    assert isinstance(error, UnsupportedError)
     (error,) = worlds(1).outcomes(
         functools.partial(jobs.train, checkpoint_url="/folder"), "plain", str(tmp_path)
     )
@@ -143,3 +143,39 @@ def test_training_goes_on_where_nothing_can_be_deleted(
     (found,) = worlds(1).run(train, "plain", str(tmp_path))
     assert sorted(found) == list(range(1, 7))
     assert whole(seaweedfs_bucket) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
+
+
+@pytest.mark.parametrize(
+    ("script", "end", "name", "killed", "kept", "last"),
+    [
+        ("train.py", "--epochs=6", "epoch-", 4, [2, 3], [5, 6]),
+        ("trainer.py", "--steps=8", "checkpoint-", 6, [2, 4], [6, 8]),
+    ],
+)
+def test_the_examples_are_killed_while_they_save_and_go_on(
+    seaweedfs_bucket: Bucket,
+    proxy: FaultProxy,
+    tmp_path: Path,
+    script: str,
+    end: str,
+    name: str,
+    killed: int,
+    kept: list[int],
+    last: list[int],
+) -> None:
+    unharmed, run = f"{seaweedfs_bucket.url}/whole", f"{seaweedfs_bucket.url}/run"
+    expected = losses(finished(EXAMPLES / script, [unharmed, end], tmp_path))
+    assert len(expected) == int(end.partition("=")[2])
+    record = f"run/{name}{killed}/.metadata"
+    said = killed_while_saving(EXAMPLES / script, [run, end], tmp_path, proxy, record)
+    assert resumed_from(said) == "None"
+    assert whole(seaweedfs_bucket) == [f"{name}{number}" for number in kept]
+    # data of the save that was killed is there, and is no checkpoint
+    assert any(key.startswith(f"run/{name}{killed}/__") for key in seaweedfs_bucket.keys("run/"))
+    resumed = finished(EXAMPLES / script, [run, end], tmp_path)
+    assert resumed_from(resumed) == f"{run}/{name}{kept[-1]}"
+    again = losses(resumed)
+    assert 0 < len(again) < len(expected)
+    assert {**losses(said), **again} == expected
+    assert all(again[number] == expected[number] for number in again)
+    assert whole(seaweedfs_bucket) == [f"{name}{number}" for number in last]

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments, set_seed
 
 from dcp_core.frameworks.accelerate import CloudAccelerator
+from dcp_core.frameworks.transformers import CloudTrainer
 
 
 def fresh() -> None:
@@ -137,8 +138,6 @@ def with_a_hook(url: str) -> None:
 def trainer(kind: str, folder: str, **options: Any) -> CloudTrainer:
     """A Trainer of a small language model, which saves every second step."""
     fresh()
-    if kind == "fsdp":
-        shard_on_cpu()
     url = options.pop("checkpoint_url")
     arguments: dict[str, Any] = {
         "output_dir": folder,
@@ -155,6 +154,11 @@ def trainer(kind: str, folder: str, **options: Any) -> CloudTrainer:
     }
     if kind == "fsdp":
         arguments |= {"fsdp": True, "fsdp_config": {"state_dict_type": "SHARDED_STATE_DICT"}}
+    settings = TrainingArguments(**arguments)
+    if kind == "fsdp":
+        # they look for devices first, and forget what there was
+        assert settings.device.type == "cpu"
+        shard_on_cpu()
     set_seed(3)
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = LlamaConfig(vocab_size=32, attention_dropout=0.1, **sizes)
@@ -163,8 +167,9 @@ def trainer(kind: str, folder: str, **options: Any) -> CloudTrainer:
     ]
     made = CloudTrainer(
         LlamaForCausalLM(config),
-        TrainingArguments(**arguments),
+        settings,
         train_dataset=rows,
+        eval_dataset=rows,
         checkpoint_url=url,
         storage_options={"concurrency": 4},
     )
