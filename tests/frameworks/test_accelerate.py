@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -145,37 +146,44 @@ def test_training_goes_on_where_nothing_can_be_deleted(
     assert whole(seaweedfs_bucket) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
 
 
+class Example(NamedTuple):
+    """What is run, what it saves, where it is killed, and what must be there then and in the end."""
+
+    script: str
+    end: str
+    name: str
+    killed: int
+    kept: list[int]
+    last: list[int]
+
+    def checkpoints(self, numbers: list[int]) -> list[str]:
+        return [f"{self.name}{number}" for number in numbers]
+
+
 @pytest.mark.parametrize(
-    ("script", "end", "name", "killed", "kept", "last"),
+    "example",
     [
-        ("train.py", "--epochs=6", "epoch-", 4, [2, 3], [5, 6]),
-        ("trainer.py", "--steps=8", "checkpoint-", 6, [2, 4], [6, 8]),
+        Example("train.py", "--epochs=6", "epoch-", 4, [2, 3], [5, 6]),
+        Example("trainer.py", "--steps=8", "checkpoint-", 6, [2, 4], [6, 8]),
     ],
+    ids=["accelerate", "trainer"],
 )
 def test_the_examples_are_killed_while_they_save_and_go_on(
-    seaweedfs_bucket: Bucket,
-    proxy: FaultProxy,
-    tmp_path: Path,
-    script: str,
-    end: str,
-    name: str,
-    killed: int,
-    kept: list[int],
-    last: list[int],
+    seaweedfs_bucket: Bucket, proxy: FaultProxy, tmp_path: Path, example: Example
 ) -> None:
-    unharmed, run = f"{seaweedfs_bucket.url}/whole", f"{seaweedfs_bucket.url}/run"
-    expected = losses(finished(EXAMPLES / script, [unharmed, end], tmp_path))
-    assert len(expected) == int(end.partition("=")[2])
-    record = f"run/{name}{killed}/.metadata"
-    said = killed_while_saving(EXAMPLES / script, [run, end], tmp_path, proxy, record)
+    script, run = EXAMPLES / example.script, f"{seaweedfs_bucket.url}/run"
+    expected = losses(finished(script, [f"{seaweedfs_bucket.url}/whole", example.end], tmp_path))
+    assert len(expected) == int(example.end.partition("=")[2])
+    killed = f"run/{example.name}{example.killed}"
+    said = killed_while_saving(script, [run, example.end], tmp_path, proxy, f"{killed}/.metadata")
     assert resumed_from(said) == "None"
-    assert whole(seaweedfs_bucket) == [f"{name}{number}" for number in kept]
+    assert whole(seaweedfs_bucket) == example.checkpoints(example.kept)
     # data of the save that was killed is there, and is no checkpoint
-    assert any(key.startswith(f"run/{name}{killed}/__") for key in seaweedfs_bucket.keys("run/"))
-    resumed = finished(EXAMPLES / script, [run, end], tmp_path)
-    assert resumed_from(resumed) == f"{run}/{name}{kept[-1]}"
+    assert any(key.startswith(f"{killed}/__") for key in seaweedfs_bucket.keys("run/"))
+    resumed = finished(script, [run, example.end], tmp_path)
+    assert resumed_from(resumed) == f"{run}/{example.name}{example.kept[-1]}"
     again = losses(resumed)
     assert 0 < len(again) < len(expected)
+    assert {number: expected[number] for number in again} == again
     assert {**losses(said), **again} == expected
-    assert all(again[number] == expected[number] for number in again)
-    assert whole(seaweedfs_bucket) == [f"{name}{number}" for number in last]
+    assert whole(seaweedfs_bucket) == example.checkpoints(example.last)

@@ -15,7 +15,7 @@ from dcp_fault_proxy import Fault, FaultProxy
 
 _LIMIT = 200.0
 _RANKS = 2
-_LOSSES = re.compile(r"^(?:epoch|step) (\d+): losses? (.*)$", re.MULTILINE)
+_LOSSES = re.compile(r"^(?:epoch|step) (\d+): loss(?:es)? (.*)$", re.MULTILINE)
 _RESUMED = re.compile(r"^going on from (\S+)$", re.MULTILINE)
 
 

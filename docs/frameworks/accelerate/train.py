@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 
 import torch
+from accelerate.utils import DataLoaderConfiguration
 from torch.utils.data import DataLoader, TensorDataset
 
 from dcp_core.frameworks.accelerate import CloudAccelerator
@@ -41,7 +42,9 @@ def main() -> None:
     parser.add_argument("--keep", type=int, default=2, help="how many checkpoints to keep")
     given = parser.parse_args()
 
-    accelerator = CloudAccelerator(cpu=not torch.cuda.is_available())
+    # so that an epoch's order of samples is the same again
+    order = DataLoaderConfiguration(use_seedable_sampler=True)
+    accelerator = CloudAccelerator(cpu=not torch.cuda.is_available(), dataloader_config=order)
     torch.manual_seed(0)
     x = torch.linspace(-3, 3, 64).unsqueeze(1)
     model = torch.nn.Sequential(torch.nn.Linear(1, 64), torch.nn.Dropout(0.1), torch.nn.Linear(64, 1))

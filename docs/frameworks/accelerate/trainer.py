@@ -21,11 +21,12 @@ from dcp_core.frameworks.newest import newest_checkpoint
 from dcp_core.frameworks.transformers import CloudTrainer
 
 
-class Shown(TrainerCallback):  # type: ignore[misc]
+class Shown(TrainerCallback):
     """Prints the loss of each step."""
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        if state.is_world_process_zero and logs and "loss" in logs:
+    def on_log(self, *given: Any, logs: dict[str, Any], **_: Any) -> None:
+        _, state, _ = given
+        if state.is_world_process_zero and "loss" in logs:
             print(f"step {state.global_step}: loss {logs['loss']}", flush=True)
 
 
