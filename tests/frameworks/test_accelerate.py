@@ -19,6 +19,7 @@ pytest.importorskip("accelerate")
 pytest.importorskip("transformers")
 
 from support import accelerate_jobs as jobs
+from support import pages
 from support.killed import finished, killed_while_saving, losses, resumed_from
 
 from dcp_core import CheckpointNotFoundError, CloudStorageReader, ConfigurationError, UnsupportedError
@@ -187,3 +188,10 @@ def test_the_examples_are_killed_while_they_save_and_go_on(
     assert {number: expected[number] for number in again} == again
     assert {**losses(said), **again} == expected
     assert whole(seaweedfs_bucket) == example.checkpoints(example.last)
+
+
+def test_blocks_of_the_page_run(seaweedfs_bucket: Bucket, tmp_path: Path) -> None:
+    names = {"BUCKET": seaweedfs_bucket.name, "FOLDER": str(tmp_path)}
+    assert pages.run_blocks("docs/frameworks/accelerate.md", names, tmp_path) == 2
+    assert whole(seaweedfs_bucket) == ["epoch-2", "epoch-3"]
+    assert "trainer/checkpoint-4/.metadata" in seaweedfs_bucket.keys()

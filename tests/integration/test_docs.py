@@ -41,7 +41,11 @@ PAGES = [
 ]
 #: These show what a save looks like, with a ``state`` of the reader's.
 SHOWN = ["README.md", "docs/index.md"]
-ELSEWHERE = ["docs/frameworks/lightning.md", "docs/writing-a-backend.md"]
+ELSEWHERE = [
+    "docs/frameworks/accelerate.md",
+    "docs/frameworks/lightning.md",
+    "docs/writing-a-backend.md",
+]
 SERVERS = {"gs://": "gcs", "az://": "azure"}
 OPTIONS = {
     field.name
@@ -58,7 +62,7 @@ KEYWORDS = {
         "ckpt_path",
         "save_distributed_checkpoint",
         "save_last",
-        "state_dict_type",
+        *("state_dict_type", "use_seedable_sampler"),
         "device_id",
     ),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -30,6 +31,7 @@ def _started(script: Path, arguments: Sequence[str], folder: Path) -> Iterator[l
         port = probe.getsockname()[1]
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(_RANKS)}
     common |= {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "LOCAL_WORLD_SIZE": str(_RANKS)}
+    common["PYTHONFAULTHANDLER"] = "1"
     ranks = []
     try:
         for rank in range(_RANKS):
@@ -61,7 +63,13 @@ def _said(folder: Path) -> str:
 def finished(script: Path, arguments: Sequence[str], folder: Path) -> str:
     """What the first rank prints; all must end well."""
     with _started(script, arguments, folder) as ranks:
-        codes = [process.wait(_LIMIT) for process in ranks]
+        try:
+            codes = [process.wait(_LIMIT) for process in ranks]
+        except subprocess.TimeoutExpired:
+            # each says where it hangs
+            for process in ranks:
+                process.send_signal(signal.SIGABRT)
+            codes = [process.wait() for process in ranks]
     assert codes == [0] * _RANKS, "\n".join(path.read_text() for path in folder.glob("rank-*.txt"))
     return _said(folder)
 
