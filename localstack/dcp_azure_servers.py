@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from dcp_server import Server, free_ports
 
@@ -63,11 +64,12 @@ class Azurite(Server):
         with self.client() as client, contextlib.suppress(ResourceExistsError):
             client.create_container(name)
 
-    def client(self):  # type: ignore[no-untyped-def]  # imported late: the other servers do not need it
-        """A plain client of the account, for raw access."""
+    def client(self, **options: Any):  # type: ignore[no-untyped-def]  # imported late: others do not need it
+        """A plain client of the account, for raw access. It tries once, unless ``options`` say more."""
         from azure.storage.blob import BlobServiceClient
 
-        return BlobServiceClient.from_connection_string(self.connection_string(self.endpoint), retry_total=0)
+        options = {"retry_total": 0, **options}
+        return BlobServiceClient.from_connection_string(self.connection_string(self.endpoint), **options)
 
     def ready(self) -> bool:
         from azure.core.exceptions import AzureError

@@ -163,14 +163,15 @@ def proxy(seaweedfs_bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 @pytest.fixture(scope="session")
 def worlds() -> Iterator[Callable[[int], Ranks]]:
-    """Real processes by world size, started on first use and kept for the session."""
-    started: dict[int, Ranks] = {}
+    """Real processes by world size, kept from test to test; those of two sizes, for each takes half a GB."""
+    known: dict[int, Ranks] = {}
 
     def world(size: int) -> Ranks:
-        if size not in started:
-            started[size] = Ranks(size)
-        return started[size]
+        known[size] = known.pop(size, None) or Ranks(size)
+        for other in list(known)[:-2]:
+            known[other].close()
+        return known[size]
 
     yield world
-    for ranks in started.values():
+    for ranks in known.values():
         ranks.close()

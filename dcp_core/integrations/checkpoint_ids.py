@@ -18,7 +18,7 @@ from dcp_core.seam.registry import known_schemes
 from dcp_core.storage.reader import CloudStorageReader
 from dcp_core.storage.writer import CloudStorageWriter
 
-__all__ = ["refuse_folded", "use_url_checkpoint_ids"]
+__all__ = ["is_url", "refuse_folded", "use_url_checkpoint_ids"]
 
 _MARK = "_dcp_cloud"
 
@@ -59,7 +59,7 @@ def _with_urls(original: Any, options: dict[str, Any]) -> Any:
     def storage_setup(
         storage: Any, checkpoint_id: str | os.PathLike[str] | None, reader: bool = False
     ) -> Any:
-        if not storage and checkpoint_id is not None and _is_url(checkpoint_id):
+        if not storage and checkpoint_id is not None and is_url(checkpoint_id):
             return (
                 CloudStorageReader(checkpoint_id, **options)
                 if reader
@@ -74,11 +74,11 @@ def _with_urls(original: Any, options: dict[str, Any]) -> Any:
 def _writer_for(
     checkpoint_id: str | os.PathLike[str] | None, options: dict[str, Any]
 ) -> CloudStorageWriter | None:
-    known = checkpoint_id is not None and _is_url(checkpoint_id)
+    known = checkpoint_id is not None and is_url(checkpoint_id)
     return CloudStorageWriter(checkpoint_id, **options) if known else None  # type: ignore[arg-type]
 
 
-def _is_url(checkpoint_id: str | os.PathLike[str]) -> bool:
+def is_url(checkpoint_id: str | os.PathLike[str]) -> bool:
     """Whether an installed backend serves ``checkpoint_id``.
 
     Raises:

@@ -26,7 +26,7 @@ from dcp_core.seam.store import ObjectInfo, ObjectStore, Part, Upload
 from dcp_core.storage.checkpoint_store import CheckpointStore
 from dcp_core.transfer.transfer import Transfer
 
-__all__ = ["CloudFileSystem", "register_file_systems"]
+__all__ = ["CloudFileSystem", "file_system", "register_file_systems"]
 
 _Entry = dict[str, Any]
 
@@ -66,16 +66,45 @@ class CloudFileSystem(AbstractFileSystem):  # type: ignore[misc]
         return place, f"{key}/" if key else ""
 
     def info(self, path: str, **_: Any) -> _Entry:
-        place, key = self._at(path)
         name = self._strip_protocol(path)
-        if key:
-            store = place.writable_store()
+        if "/" in name:
             try:
-                return _file(name, _transfer(place).attempt(lambda: store.head(key)))
+                return _file(name, self._head(path))
             except ObjectNotFoundError:
                 if not self._has_children(path):
                     raise
         return _directory(name)
+
+    def exists(self, path: str, **_: Any) -> bool:
+        """Whether there is something at ``path``.
+
+        Raises:
+            CloudCheckpointError: the store does not say; fsspec's own methods would say no.
+        """
+        try:
+            self.info(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def isdir(self, path: str) -> bool:
+        """Whether there is a folder at ``path``; raises as :meth:`exists`."""
+        try:
+            return bool(self.info(path)["type"] == "directory")
+        except FileNotFoundError:
+            return False
+
+    def isfile(self, path: str) -> bool:
+        """Whether there is a file at ``path``, in one request; raises as :meth:`exists`."""
+        try:
+            return "/" in self._strip_protocol(path) and bool(self._head(path))
+        except FileNotFoundError:
+            return False
+
+    def _head(self, path: str) -> ObjectInfo:
+        place, key = self._at(path)
+        store = place.writable_store()
+        return _transfer(place).attempt(lambda: store.head(key))
 
     def _has_children(self, path: str) -> bool:
         place, prefix = self._folder(path)
@@ -238,12 +267,20 @@ class CloudFile(AbstractBufferedFile):  # type: ignore[misc]
         self.discard()
 
 
+def file_system(scheme: str, options: Mapping[str, Any]) -> CloudFileSystem:
+    """The buckets of ``scheme``, with ``options``, whatever fsspec opens URLs of ``scheme`` with."""
+    return _file_system_of(scheme, options)()
+
+
+def _file_system_of(scheme: str, options: Mapping[str, Any]) -> type[CloudFileSystem]:
+    made = {"protocol": scheme, "scheme": scheme, "defaults": dict(options)}
+    return type(f"CloudFileSystem_{scheme}", (CloudFileSystem,), made)
+
+
 def register_file_systems(schemes: Iterable[str], options: Mapping[str, Any]) -> None:
     """Let fsspec open URLs of ``schemes`` through this library, with ``options`` unless others are given."""
     for scheme in schemes:
-        made = {"protocol": scheme, "scheme": scheme, "defaults": dict(options)}
-        kind = type(f"CloudFileSystem_{scheme}", (CloudFileSystem,), made)
-        fsspec.register_implementation(scheme, kind, clobber=True)
+        fsspec.register_implementation(scheme, _file_system_of(scheme, options), clobber=True)
 
 
 def _transfer(place: CheckpointStore[SaveOptions]) -> Transfer:

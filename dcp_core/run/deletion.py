@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 
-from dcp_core.format.layout import is_metadata_name
+from dcp_core.format.layout import is_data_name, is_metadata_name
 from dcp_core.run.layout import step_name
 from dcp_core.run.leases import DEFAULT_TTL, leased_steps
 from dcp_core.run.steps import StepInfo
@@ -59,7 +59,10 @@ class Deletion:
         return list(hidden)
 
     def clear_leftovers(self, steps: Iterable[StepInfo], now: datetime) -> list[int]:
-        """Delete what is left of unfinished ``steps``, if nothing of it is young at ``now``."""
+        """Delete what is left of unfinished ``steps``, if nothing of it is young at ``now``.
+
+        Steps that hold anything else stay: what a failed save left are data objects, and nothing but them.
+        """
         found = {info.step: self._objects(info.step) for info in steps}
         old = {step: objects for step, objects in found.items() if self._are_leftovers(objects, now)}
         leased = self._leased() if old else set()
@@ -99,7 +102,9 @@ class Deletion:
         """Whether ``objects`` are of no checkpoint, nor of one that may still be committed."""
         written = [info.modified for info in objects]
         young = any(at is None or now - at <= self._leftovers_after for at in written)
-        return not young and not any(map(_is_record, objects))
+        names = {info.key.rpartition("/")[2] for info in objects}
+        # a store may list folders, under names that end in a slash
+        return not young and all(map(is_data_name, names - {""}))
 
 
 def _is_record(info: ObjectInfo) -> bool:

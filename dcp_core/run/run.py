@@ -175,7 +175,7 @@ class CheckpointRun:
     def load(
         self,
         state: dict[str, Any],
-        step: int | None = None,
+        step: int | StepInfo | None = None,
         *,
         fall_back: bool = False,
         planner: LoadPlanner | None = None,
@@ -183,7 +183,8 @@ class CheckpointRun:
         """Load a step into ``state``; all ranks together, as ``dcp.load``.
 
         Args:
-            step: which; the newest committed one by default.
+            step: which; the newest committed one by default. Given as what :meth:`steps` or :meth:`latest`
+                returned, it is not looked up once more.
             fall_back: if a step is damaged, say so in the log and load the one before.
 
         Returns:
@@ -194,7 +195,7 @@ class CheckpointRun:
             CheckpointException: of torch, with the errors of all ranks.
         """
         tried: list[str] = []
-        for info in self._candidates(step):
+        for info in self._candidates(step, fall_back):
             try:
                 self._load_one(info, state, planner)
             except BaseException as error:
@@ -209,12 +210,15 @@ class CheckpointRun:
                 return info
         raise CheckpointNotFoundError(
             f"{self.url} has no step to load"
-            + (f": {', '.join(tried)} are damaged" if tried else f" {step}" if step is not None else ""),
+            + (f": {', '.join(tried)} are damaged" if tried else "" if step is None else f" {_number(step)}"),
             bucket=self._place.location.bucket,
         )
 
-    def _candidates(self, step: int | None) -> list[StepInfo]:
-        """Committed steps, newest first, from ``step`` on."""
+    def _candidates(self, wanted: int | StepInfo | None, fall_back: bool) -> list[StepInfo]:
+        """Committed steps, newest first, from the wanted one on."""
+        if isinstance(wanted, StepInfo) and not fall_back:
+            return [wanted]
+        step = None if wanted is None else _number(wanted)
         committed = [info for info in self.steps() if info.committed]
         if step is not None and all(info.step != step for info in committed):
             return []
@@ -309,3 +313,7 @@ class CheckpointRun:
 
     def __repr__(self) -> str:
         return f"CheckpointRun({self.url!r})"
+
+
+def _number(step: int | StepInfo) -> int:
+    return step.step if isinstance(step, StepInfo) else step

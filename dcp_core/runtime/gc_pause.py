@@ -9,18 +9,14 @@ from __future__ import annotations
 
 import gc
 import itertools
-import math
 import os
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
 
 __all__ = ["FrozenHeap", "gc_paused"]
 
-# reentrant: a collection may come at any allocation
-_lock = threading.RLock()
+_lock = threading.Lock()
 _pauses = 0
 _was_enabled = False
 
@@ -30,8 +26,8 @@ _PLANNING = 60.0
 _FEW = 10_000
 
 _numbers = itertools.count()
-#: When each FrozenHeap that is in effect ends at the latest.
-_settled: dict[int, float] = {}
+#: Those that are in effect.
+_settled: set[int] = set()
 _frozen = False
 
 
@@ -65,35 +61,46 @@ class FrozenHeap:
     garbage is collected first. Nothing is done where the collector is off or ``gc.freeze`` is in use already;
     objects that somebody freezes meanwhile are released at the end with the others.
 
-    Ends with :meth:`end` or the context, or with the first collection after a minute outside of the context:
-    torch plans between our methods, and when that fails none of them is called any more.
+    Ends with :meth:`end` or the context, or after a minute outside of the context: torch plans between our
+    methods, and when that fails none of them is called any more. A thread looks after that, and no callback
+    of the collector: an interrupt that Python delivers in such a callback is lost.
     """
 
     def __init__(self) -> None:
         global _frozen  # noqa: PLW0603
         self._number = next(_numbers)
+        self._planned = threading.Event()
         if gc.isenabled():
             gc.collect(1)
+        # first, for an interrupt may come in between
+        self._watch()
         with _lock:
-            if _expire not in gc.callbacks:
-                gc.callbacks.append(_expire)
             if not _settled and gc.isenabled() and gc.get_freeze_count() < _FEW:
                 gc.freeze()
                 _frozen = True
-            _settled[self._number] = time.monotonic() + _PLANNING
+            _settled.add(self._number)
+
+    def _watch(self) -> None:
+        thread = threading.Thread(target=self._end_if_late, name="dcp-cloud-planning", daemon=True)
+        # where no thread can be started, it ends with the save or load alone
+        with suppress(RuntimeError):
+            thread.start()
+
+    def _end_if_late(self) -> None:
+        if not self._planned.wait(_PLANNING):
+            self.end()
 
     def __enter__(self) -> None:
-        with _lock:
-            if self._number in _settled:
-                _settled[self._number] = math.inf
+        self._planned.set()
 
     def __exit__(self, *details: object) -> None:
         self.end()
 
     def end(self) -> None:
         """Let collections visit all objects again, unless another one is in effect; may be called again."""
+        self._planned.set()
         with _lock:
-            _settled.pop(self._number, None)
+            _settled.discard(self._number)
             _thaw()
 
 
@@ -107,26 +114,12 @@ def _thaw() -> None:
 def _after_fork() -> None:
     """In a forked child: what other threads of the parent had begun, or held the lock for, ends here."""
     global _lock, _pauses  # noqa: PLW0603
-    _lock = threading.RLock()
+    _lock = threading.Lock()
     if _pauses and _was_enabled:
         gc.enable()
     _pauses = 0
     _settled.clear()
     _thaw()
-
-
-def _expire(phase: str, details: dict[str, Any]) -> None:  # noqa: ARG001
-    """At the start of a collection, in whichever thread: end what has come to nothing."""
-    # who holds the lock may be waiting for what this thread holds
-    if phase != "start" or not _settled or not _lock.acquire(blocking=False):
-        return
-    try:
-        now = time.monotonic()
-        for number in [number for number, limit in _settled.items() if limit < now]:
-            del _settled[number]
-        _thaw()
-    finally:
-        _lock.release()
 
 
 if hasattr(os, "register_at_fork"):

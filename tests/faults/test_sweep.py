@@ -23,9 +23,6 @@ from sweep.points import (
 from sweep.run import Sweep
 from sweep.tally import CLOUDS, Tally, path_from_environment
 
-# of connections in the proxy, which is in this process and breaks them in every way
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
 SAVES = [name for name, scenario in SCENARIOS.items() if not scenario.loads]
 LOADS = [name for name, scenario in SCENARIOS.items() if scenario.loads]
 #: Where ranks die: elsewhere the same requests are under way.

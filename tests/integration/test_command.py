@@ -226,7 +226,7 @@ def test_a_reader_of_the_output_may_go(seaweedfs_bucket: Bucket) -> None:
 
 def test_an_interrupt_is_one_line(seaweedfs_bucket: Bucket, proxy: FaultProxy) -> None:
     """Ctrl-C while parts are being sent; what was written is gone all the same."""
-    proxy.add(Fault("delay", operation="UploadPart", seconds=60.0, times=99))
+    proxy.add(Fault("delay", operation="UploadPart", seconds=500.0, times=99))
     arguments = ("bench", f"{seaweedfs_bucket.url}/run", "--gib", "0.05")
     with subprocess.Popen(
         [PROGRAM, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
@@ -235,7 +235,7 @@ def test_an_interrupt_is_one_line(seaweedfs_bucket: Bucket, proxy: FaultProxy) -
             assert process.poll() is None
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        said = process.communicate(timeout=50)
+        said = process.communicate(timeout=300)
     assert said == ("", "dcp-cloud bench: interrupted\n")
     assert process.returncode == 130
     assert seaweedfs_bucket.keys() == []

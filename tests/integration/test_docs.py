@@ -1,7 +1,7 @@
 """The blocks of the documents run as they stand, against real servers.
 
 Those of the page about backends are run by ``tests/packaging/test_plugin.py``, which installs the plugin, and
-those of the pages about frameworks by ``tests/frameworks``, where these are installed.
+those about frameworks by ``tests/frameworks``, where these are installed.
 """
 
 from __future__ import annotations
@@ -42,9 +42,11 @@ PAGES = [
 #: These show what a save looks like, with a ``state`` of the reader's.
 SHOWN = ["README.md", "docs/index.md"]
 ELSEWHERE = [
+    "docs/writing-a-backend.md",
     "docs/frameworks/accelerate.md",
     "docs/frameworks/lightning.md",
-    "docs/writing-a-backend.md",
+    "docs/frameworks/torchtitan.md",
+    "docs/frameworks/torch_checkpointing.md",
 ]
 SERVERS = {"gs://": "gcs", "az://": "azure"}
 OPTIONS = {
@@ -56,15 +58,12 @@ OPTIONS = {
 KEYWORDS = {
     *("async_stager", "no_dist", "use_collectives", "checkpoint_id", "repr", "expression", "title"),
     *("count", "mode", "fall_back", "fsspec"),
+    # of TorchTitan's configuration
+    *("load_step", "async_mode"),
+    *("use_mmap", "weights_only"),
     # of Lightning, and of its strategies here
-    *(
-        "asynchronous",
-        "ckpt_path",
-        "save_distributed_checkpoint",
-        "save_last",
-        *("state_dict_type", "use_seedable_sampler"),
-        "device_id",
-    ),
+    *("asynchronous", "ckpt_path", "device_id", "save_distributed_checkpoint", "save_last"),
+    *("state_dict_type", "use_seedable_sampler"),
 }
 #: Runs each block of a page with names of its own, and says of a failure on which line of the page it is.
 RUNNER = """

@@ -11,10 +11,10 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from conftest import Bucket
-from dcp_fault_proxy import FaultProxy
+from dcp_fault_proxy import Fault, FaultProxy
 from fsspec.registry import _registry
 
-from dcp_core import CloudStorageWriter, ObjectNotFoundError
+from dcp_core import CloudStorageWriter, ObjectNotFoundError, PermissionDeniedError, TransientError
 from dcp_core.integrations.filesystem import register_file_systems
 
 MIB = 1 << 20
@@ -28,10 +28,10 @@ def fs(bucket: Bucket) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def registered(scheme: str) -> Iterator[Any]:
+def registered(scheme: str, **options: Any) -> Iterator[Any]:
     """What fsspec opens URLs of ``scheme`` with, for as long as this lasts."""
     known = dict(_registry)
-    register_file_systems([scheme], {})
+    register_file_systems([scheme], options)
     try:
         yield fsspec.filesystem(scheme)
     finally:
@@ -122,3 +122,26 @@ def test_an_error_while_writing_leaves_nothing(bucket: Bucket, fs: Any) -> None:
     assert not fs.exists(path)
     assert bucket.uploads() == []
     assert bucket.keys() == []
+
+
+def test_a_store_that_does_not_say_is_an_error_and_nothing_missing(
+    seaweedfs_bucket: Bucket, proxy: FaultProxy
+) -> None:
+    """fsspec's own methods say "no" to whatever is raised, and a trainer begins anew."""
+    save(f"{seaweedfs_bucket.url}/run")
+    record = f"{seaweedfs_bucket.url}/run/.metadata"
+    with registered("s3", max_attempts=1) as fs:
+        assert fs.exists(record)
+        assert fs.isfile(record)
+        assert not fs.isdir(record)
+        for operation in ("HeadObject", "ListObjectsV2"):
+            proxy.add(Fault("error", operation=operation, status=503, code="SlowDown", times=99))
+        for ask in (fs.exists, fs.isdir, fs.isfile):
+            with pytest.raises(TransientError):
+                ask(record)
+        proxy.clear()
+        proxy.add(Fault("error", operation="ListObjectsV2", status=403, code="AccessDenied", times=99))
+        for ask in (fs.exists, fs.isdir):
+            with pytest.raises(PermissionDeniedError):
+                ask(f"{seaweedfs_bucket.url}/run")
+        assert not fs.isfile(f"{seaweedfs_bucket.url}/run/.nothing")

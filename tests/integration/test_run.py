@@ -307,6 +307,37 @@ def test_the_command_lists_steps(seaweedfs_bucket: Bucket) -> None:
     assert "unfinished" in table[3]
 
 
+def test_a_folder_that_holds_more_than_a_failed_save_left_stays(seaweedfs_bucket: Bucket) -> None:
+    """Such as a model that was exported as a step."""
+    url = f"{seaweedfs_bucket.url}/run"
+    there = ["run/step-1/__0_0.0123456789abcdef.distcp", "run/step-1/model.safetensors"]
+    for key in there:
+        seaweedfs_bucket.write(key, b"not a checkpoint")
+    time.sleep(1.1)
+    with running(url, keep_last=5, leftovers_after=timedelta(seconds=1)) as run:
+        run.save(3, state(3))
+        run.close()
+        assert set(there) <= set(seaweedfs_bucket.keys())
+        assert committed(run) == [3]
+
+
+def test_a_step_that_was_looked_up_is_loaded_without_another_look(
+    proxy: FaultProxy, seaweedfs_bucket: Bucket
+) -> None:
+    with running(f"{seaweedfs_bucket.url}/run") as run:
+        for step in (1, 2, 3):
+            run.save(step, state(step))
+        first, second, _ = run.steps()
+        proxy.clear()
+        target = state(0)
+        assert run.load(target, second).step == 2
+        scenarios.assert_same(target, state(2))
+        assert "ListObjectsV2" not in proxy.operations()
+        run.delete(1)
+        with pytest.raises(CheckpointNotFoundError, match="no step to load 1"):
+            run.load(target, first, fall_back=True)
+
+
 def test_leftovers_of_superseded_steps_go_when_they_are_old(seaweedfs_bucket: Bucket) -> None:
     url = f"{seaweedfs_bucket.url}/run"
     left = "run/step-1/__0_0.0123456789abcdef.distcp"

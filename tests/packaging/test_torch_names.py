@@ -22,9 +22,15 @@ SOURCES = sorted(
     for path in (ROOT / folder).rglob("*.py")
     if PRIVATE not in path.parents
 )
-#: Attributes that begin with an underscore and are public all the same: those of named tuples, and what
-#: fsspec documents for file systems to override.
-DOCUMENTED = frozenset({"_asdict", "_fields", "_make", "_replace", "_open", "_strip_protocol"})
+#: Attributes that begin with an underscore and are public all the same: those of named tuples, what fsspec
+#: documents for file systems to override, and what TorchTitan's manager has for its subclasses.
+DOCUMENTED = frozenset(
+    {
+        *("_asdict", "_fields", "_make", "_replace"),
+        *("_open", "_strip_protocol"),
+        *("_states_to_load", "_find_load_step", "_create_checkpoint_id"),
+    }
+)
 
 
 # --- what a source names

@@ -15,7 +15,7 @@ import pytest
 import trustme
 from azure.core.credentials import AccessToken
 from azure.core.exceptions import ResourceNotFoundError
-from azure.storage.blob import BlobBlock
+from azure.storage.blob import BlobBlock, LinearRetry
 from dcp_azure_servers import Azurite
 
 _numbers = itertools.count(1)
@@ -110,11 +110,14 @@ class SecureAzurite(Azurite):
     def endpoint(self) -> str:
         return f"https://127.0.0.1:{self.port}"
 
-    def client(self):  # type: ignore[no-untyped-def]
+    def client(self, **options: Any):  # type: ignore[no-untyped-def]
         from azure.storage.blob import BlobServiceClient
 
         return BlobServiceClient.from_connection_string(
-            self.connection_string(self.endpoint), retry_total=0, connection_verify=str(self.certificate)
+            self.connection_string(self.endpoint),
+            retry_total=0,
+            connection_verify=str(self.certificate),
+            **options,
         )
 
 
@@ -147,7 +150,9 @@ def azure_bucket(azurite: Azurite, monkeypatch: pytest.MonkeyPatch) -> Iterator[
         monkeypatch.delenv(variable, raising=False)
     for variable, value in azurite.environment().items():
         monkeypatch.setenv(variable, value)
-    with azurite.client() as service, service.get_container_client(name) as client:
+    # the server closes connections that were idle for a while
+    retries = LinearRetry(backoff=1, retry_total=3, random_jitter_range=0)
+    with azurite.client(retry_policy=retries) as service, service.get_container_client(name) as client:
         bucket = AzureBucket(azurite, name, client)
         yield bucket
         bucket.remove()

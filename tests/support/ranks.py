@@ -9,6 +9,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from support import processes
@@ -27,20 +28,24 @@ class Ranks:
 
     def __init__(self, world_size: int) -> None:
         self.world_size = world_size
+        self._pipes: list[Connection] = []
+        self._processes: list[BaseProcess] = []
+
+    def _start(self) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        self._pipes: list[Connection] = []
-        self._processes = []
-        for rank in range(world_size):
+        for rank in range(self.world_size):
             ours, theirs = multiprocessing.Pipe()
-            process = processes.start(_serve, theirs, rank, world_size, port)
+            process = processes.start(_serve, theirs, rank, self.world_size, port)
             theirs.close()
             self._pipes.append(ours)
             self._processes.append(process)
 
     def outcomes(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """Run ``function(*arguments)`` on every rank; each result is a value or the exception."""
+        if not self._pipes:
+            self._start()
         variables = {name: value for name, value in os.environ.items() if name.startswith(_PREFIXES)}
         for pipe in self._pipes:
             pipe.send((function, arguments, variables))
@@ -64,6 +69,7 @@ class Ranks:
         return outcomes
 
     def close(self) -> None:
+        """End the processes. Others start if there is more to run."""
         for pipe in self._pipes:
             try:
                 pipe.send(None)
