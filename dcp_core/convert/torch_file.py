@@ -32,7 +32,7 @@ from dcp_core.errors import (
 from dcp_core.runtime.tensor_memory import cpu_buffer, tensor_bytes
 from dcp_core.runtime.torch_private import differs, write_archive
 
-__all__ = ["TorchFileSource", "save_torch_file"]
+__all__ = ["TorchFileSource", "load_torch_file", "save_torch_file"]
 
 #: Records of at least this size are left for later.
 _LARGE = 64 * KIB
@@ -265,6 +265,18 @@ class TorchFileSource(Source):
         self._file.read_into(ranges)
         return values
 
+    def fill(self) -> dict[str, Any]:
+        """The state with all of its values, read into the memory that torch made for them."""
+        missing = {address(blank): blank.untyped_storage() for blank in blanks_in(self.state, self)}
+        ranges = []
+        for start, storage in missing.items():
+            offset, size = self._places[start]
+            memory = torch.empty(0, dtype=torch.uint8).set_(storage)
+            ranges.append((offset, tensor_bytes(memory)[:size]))
+        self._file.read_into(ranges)
+        self._places.clear()
+        return self.state
+
     def close(self) -> None:
         self._file.close()
 
@@ -276,6 +288,21 @@ def _span(tensor: torch.Tensor) -> tuple[int, int]:
         return start * tensor.element_size(), start * tensor.element_size()
     last = sum(int((size - 1) * step) for size, step in zip(tensor.shape, tensor.stride(), strict=True))
     return start * tensor.element_size(), (start + last + 1) * tensor.element_size()
+
+
+def load_torch_file(path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``torch.load`` makes of the file at a path or URL, onto the CPU; large tensors by many requests.
+
+    Raises:
+        CheckpointNotFoundError: there is no such file.
+        CheckpointCorruptError: it is no file of ``torch.save``.
+        UntrustedDataError: it needs more than ``torch.load(weights_only=True)``.
+    """
+    source = TorchFileSource(path, options)
+    try:
+        return source.fill()
+    finally:
+        source.close()
 
 
 def save_torch_file(source: Source, path: Path, options: Mapping[str, Any], progress: Progress) -> None:

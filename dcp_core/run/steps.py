@@ -15,7 +15,7 @@ from dcp_core.seam.location import Location
 from dcp_core.seam.store import CommonPrefix, ObjectInfo, ObjectStore, ReadableStore
 from dcp_core.transfer.transfer import Transfer
 
-__all__ = ["StepInfo", "find_steps", "read_facts"]
+__all__ = ["StepInfo", "facts_of", "find_steps", "read_facts"]
 
 #: Steps that are asked for at once where a listing cannot say whether they are committed.
 _LOOKS = 8
@@ -56,7 +56,11 @@ def find_steps(store: ObjectStore, run: Location, transfer: Transfer) -> list[St
 
 def read_facts(store: ReadableStore, run: Location, step: int, transfer: Transfer) -> dict[str, Any]:
     """The facts in the commit record of ``step``: one small range of it; empty if it has none or is gone."""
-    key = run.child(step_name(step)).key(metadata_name())
+    return facts_of(store, run.child(step_name(step)).key(metadata_name()), transfer)
+
+
+def facts_of(store: ReadableStore, key: str, transfer: Transfer) -> dict[str, Any]:
+    """The same, of the commit record with ``key``."""
 
     def read() -> bytes:
         buffer, received = memoryview(bytearray(HEAD_SIZE)), 0

@@ -43,6 +43,8 @@ PAGES = [
 SHOWN = ["README.md", "docs/index.md"]
 ELSEWHERE = [
     "docs/writing-a-backend.md",
+    "docs/frameworks/accelerate.md",
+    "docs/frameworks/lightning.md",
     "docs/frameworks/torchtitan.md",
     "docs/frameworks/torch_checkpointing.md",
 ]
@@ -59,6 +61,9 @@ KEYWORDS = {
     # of TorchTitan's configuration
     *("load_step", "async_mode"),
     *("use_mmap", "weights_only"),
+    # of Lightning, and of its strategies here
+    *("asynchronous", "ckpt_path", "device_id", "save_distributed_checkpoint", "save_last"),
+    *("state_dict_type", "use_seedable_sampler"),
 }
 #: Runs each block of a page with names of its own, and says of a failure on which line of the page it is.
 RUNNER = """

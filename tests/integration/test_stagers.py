@@ -116,6 +116,32 @@ def test_ranks_stage_shards_with_the_writer(seaweedfs_bucket: Bucket, worlds: Wo
     worlds(2).run(staged_by_the_writer, f"{seaweedfs_bucket.url}/run", kind)
 
 
+def staged_sharded_tensor(url: str) -> None:
+    from torch.distributed._shard import sharded_tensor
+    from torch.distributed._shard.metadata import ShardMetadata
+
+    rank = torch.distributed.get_rank()
+    part = torch.full((3, 4), float(rank))
+    place = ShardMetadata([3 * rank, 0], [3, 4], f"rank:{rank}/cpu")
+    whole = sharded_tensor.init_from_local_shards([sharded_tensor.Shard(part, place)], 6, 4)
+    state = {"model": {"weight": whole, "step": torch.tensor(7)}}
+    future = dcp.async_save(state, storage_writer=CloudStorageWriter(url))
+    part.fill_(-1)
+    state["model"]["step"].fill_(-1)
+    future.result()
+
+
+@STAGES
+def test_tensors_of_the_first_fsdp_are_staged(seaweedfs_bucket: Bucket, worlds: World) -> None:
+    """torch's own stager fails on them."""
+    url = f"{seaweedfs_bucket.url}/run"
+    worlds(2).run(staged_sharded_tensor, url)
+    state = {"model": {"weight": torch.zeros(6, 4), "step": torch.tensor(0)}}
+    dcp.load(state, storage_reader=CloudStorageReader(url))
+    assert state["model"]["weight"].tolist() == [[0.0] * 4] * 3 + [[1.0] * 4] * 3
+    assert state["model"]["step"] == 7
+
+
 def test_staging_copies_everything_and_keeps_nothing() -> None:
     writer = CloudStorageWriter("s3://bucket/run")
     state = state_of(2.0)

@@ -16,7 +16,8 @@ __all__ = ["default_store", "look_at_folders", "staged_copy", "wrap_process_save
 def staged_copy(state: dict[str, Any]) -> dict[str, Any]:
     """What ``async_save`` saves where no stager is given: a copy of ``state`` in CPU memory of its own."""
     kind = getattr(staging, "DefaultStager", None)
-    if kind is None:
+    # which fails on those of FSDP's first version: it asks a ShardedTensor for its address
+    if kind is None or _has_sharded_tensor(state):
         return staging.BlockingAsyncStager().stage(state)
     # without any of its options: a copy is complete on return, and no later one uses its memory
     stager = kind(staging.StagingOptions(False, False, False, False))
@@ -25,6 +26,14 @@ def staged_copy(state: dict[str, Any]) -> dict[str, Any]:
         return copied
     finally:
         stager.close()
+
+
+def _has_sharded_tensor(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(_has_sharded_tensor(item) for item in value.values())
+    if isinstance(value, (list, tuple)):
+        return any(_has_sharded_tensor(item) for item in value)
+    return hasattr(value, "local_shards")
 
 
 def wrap_storage_setup(wrap: Callable[[Any], Any]) -> None:
