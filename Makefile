@@ -3,6 +3,7 @@
 # make demo          train, save and resume, end to end, on a real object store that runs here
 # make test          lint, types, and every test but the long sweeps
 # make test-all      lint, types, and every test
+# make test-frameworks    TorchTitan, Lightning, Accelerate and others; installs them, 700 MB, beside .venv
 # make test-next     what could tell releases of PyTorch apart, on a newer one
 # make test-matrix   the same on every release of PyTorch and Python in tests/matrix
 # make reliability   every fault at every request, on each cloud; writes docs/reliability.md
@@ -18,7 +19,7 @@ NEXT ?= 2.14.1
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help check demo test test-all test-next test-matrix reliability soak bench docs lint clean
+.PHONY: help check demo test test-all test-frameworks test-next test-matrix reliability soak bench docs lint clean
 
 # processes that run tests, each with servers of its own, 3 GB or so; JOBS=4 where there is room
 JOBS ?= 2
@@ -38,6 +39,17 @@ test: lint
 
 test-all: lint
 	$(PYTEST)
+
+# an environment of its own: they need older releases of what others need
+FRAMEWORKS := .venv-frameworks
+test-frameworks: $(FRAMEWORKS)/.ready
+	$(FRAMEWORKS)/bin/python -m pytest -n $(JOBS) --dist loadfile tests/frameworks
+
+$(FRAMEWORKS)/.ready: pyproject.toml constraints.txt requirements-dev.txt requirements-frameworks.txt
+	$(PYTHON) -m venv $(FRAMEWORKS)
+	$(FRAMEWORKS)/bin/python -m pip install --quiet -c constraints.txt -r requirements-dev.txt -e '.[all]'
+	$(FRAMEWORKS)/bin/python -m pip install --quiet -r requirements-frameworks.txt
+	touch $@
 
 # keeps its environment, so that the next run takes minutes less
 test-next:
@@ -73,4 +85,4 @@ $(READY): pyproject.toml constraints.txt requirements-dev.txt
 	touch $(READY)
 
 clean:
-	rm -rf .venv .servers build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv $(FRAMEWORKS) .servers build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

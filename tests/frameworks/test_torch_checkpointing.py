@@ -45,7 +45,7 @@ def where(bucket: Bucket, job: str = "one", **more: Any) -> dict[str, Any]:
 
 
 def storage(bucket: Bucket, job: str = "one", **more: Any) -> Any:
-    from dcp_core.integrations.torch_checkpointing import CloudStorageConfig
+    from dcp_core.frameworks.torch_checkpointing import CloudStorageConfig
 
     return CloudStorageConfig(**where(bucket, job, **more)).create_storage()
 

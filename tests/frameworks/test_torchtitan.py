@@ -259,7 +259,7 @@ def test_the_manager_is_chosen_on_the_command_line(titans: Ranks) -> None:
             "async_mode": "async",
             "fall_back": True,
         }.items() <= said.items()
-    target = "dcp_core.integrations.torchtitan.cloud_checkpoints"
+    target = "dcp_core.frameworks.torchtitan.cloud_checkpoints"
     more = '={"part_size": 8388608, "last_save_in_hf": true, "last_save_model_only": true}'
     for name, said, options in titans.run(
         titan.overridden, {"folder": url, "keep_latest_k": 3}, target + more

@@ -41,7 +41,7 @@ def manager(config: dict[str, Any], asynchronous: bool = False, use_mmap: bool =
     from torch_checkpointing.default_resharder import DefaultResharder
     from torch_checkpointing.staging import CheckpointStagerConfig
 
-    from dcp_core.integrations.torch_checkpointing import CloudStorageConfig
+    from dcp_core.frameworks.torch_checkpointing import CloudStorageConfig
 
     DefaultMetadataManager._all_gather_pickled_data = _gathered
     staging = CheckpointStagerConfig(use_pinned_memory=False, use_non_blocking_copy=False)

@@ -124,7 +124,7 @@ def config_of(kind: str, settings: dict[str, Any]) -> Any:
 
         use_url_checkpoint_ids(**everything.pop("options", {}))
         return CheckpointManager.Config(**everything)
-    from dcp_core.integrations.torchtitan import CloudCheckpointManager
+    from dcp_core.frameworks.torchtitan import CloudCheckpointManager
 
     return CloudCheckpointManager.Config(**everything)
 
@@ -134,7 +134,7 @@ def job(kind: str, settings: dict[str, Any], seed: int = 0) -> Iterator[Job]:
     made = Job(config_of(kind, settings), seed)
     if settings.get("async_mode") == "async_with_pinned_mem" and kind == "theirs":
         # as far as it goes without an accelerator: TorchTitan's asks for one
-        from dcp_core.integrations.torchtitan import _stager_without_accelerator
+        from dcp_core.frameworks.torchtitan import _stager_without_accelerator
 
         made.manager.stager = _stager_without_accelerator()
     try:

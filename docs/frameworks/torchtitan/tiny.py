@@ -27,7 +27,7 @@ from torchtitan.models.common.attention import ScaledDotProductAttention
 from torchtitan.models.llama3 import model_registry, parallelize_llama
 from torchtitan.trainer import Trainer
 
-from dcp_core.integrations.torchtitan import CloudCheckpointManager
+from dcp_core.frameworks.torchtitan import CloudCheckpointManager
 
 BATCH = 2
 #: The step in which this process is lost, to show what comes then.

@@ -2,7 +2,7 @@
 
 ::
 
-    from dcp_core.integrations.torch_checkpointing import CloudStorageConfig
+    from dcp_core.frameworks.torch_checkpointing import CloudStorageConfig
 
     config = CheckpointManager.Config(storage_config=CloudStorageConfig("s3://bucket/runs/mine"))
     config.build().save("step-100", {"model": model.state_dict()})
@@ -33,10 +33,10 @@ from torch_checkpointing.storage.base_storage import ReadArgs, Storage, StorageC
 
 from dcp_core.config import SaveOptions
 from dcp_core.errors import InvalidLocationError, UnsupportedError
+from dcp_core.frameworks.directories import Directory
+from dcp_core.frameworks.plain_metadata import as_plain_pickle
 from dcp_core.integrations.checkpoint_ids import refuse_folded
-from dcp_core.integrations.directories import Directory
 from dcp_core.integrations.filesystem import file_system
-from dcp_core.integrations.plain_metadata import as_plain_pickle
 from dcp_core.seam.store import CommonPrefix, ObjectInfo
 from dcp_core.storage.checkpoint_store import CheckpointStore, split_options
 from dcp_core.transfer.transfer import Transfer
@@ -60,7 +60,7 @@ def _this_job() -> str:
 
 
 @dataclass
-class CloudStorageConfig(StorageConfig):  # type: ignore[misc]
+class CloudStorageConfig(StorageConfig):
     """Checkpoints of torch_checkpointing below a URL.
 
     Args:
@@ -81,7 +81,7 @@ class CloudStorageConfig(StorageConfig):  # type: ignore[misc]
         return CloudStorage(self)
 
 
-class CloudStorage(Storage):  # type: ignore[misc]
+class CloudStorage(Storage):
     """See :class:`CloudStorageConfig`.
 
     Raises:

@@ -2,13 +2,13 @@
 
 In a function of a ``config_registry``::
 
-    from dcp_core.integrations.torchtitan import CloudCheckpointManager
+    from dcp_core.frameworks.torchtitan import CloudCheckpointManager
 
     checkpoint=CloudCheckpointManager.Config(enable=True, folder="s3://bucket/runs/mine", interval=500)
 
 or, in place of the manager of any configuration, on the command line::
 
-    --override.imports dcp_core.integrations.torchtitan.cloud_checkpoints
+    --override.imports dcp_core.frameworks.torchtitan.cloud_checkpoints
 
 What it does is TorchTitan's, and so are its settings; where its folder is on a disk, all of it is. At a URL
 the folder is a :class:`~dcp_core.CheckpointRun`: one rank looks which steps there are, superseded ones go in
@@ -69,7 +69,7 @@ class _Source:
     step: StepInfo | None = None
 
 
-class CloudCheckpointManager(CheckpointManager):  # type: ignore[misc]
+class CloudCheckpointManager(CheckpointManager):
     """TorchTitan's checkpoint manager, at URLs.
 
     Beside what TorchTitan's own raises:
@@ -81,7 +81,7 @@ class CloudCheckpointManager(CheckpointManager):  # type: ignore[misc]
     """
 
     @dataclass(kw_only=True, slots=True)
-    class Config(CheckpointManager.Config):  # type: ignore[misc]
+    class Config(CheckpointManager.Config):
         """TorchTitan's settings, and two more."""
 
         options: Annotated[dict[str, Any], tyro.conf.Suppress] = field(default_factory=dict)
