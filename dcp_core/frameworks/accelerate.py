@@ -13,16 +13,21 @@ from contextlib import contextmanager
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from torch.nn import Module
 from torch.optim import Optimizer
 
 from dcp_core.errors import ConfigurationError, UnsupportedError
 from dcp_core.frameworks.folders import files_in, lay_out, wanted_by
 from dcp_core.frameworks.model_states import get_states, owners, set_states
+from dcp_core.frameworks.packages import missing
 from dcp_core.frameworks.training_state import is_remote, load_training_state, save_training_state
 from dcp_core.storage.checkpoint_store import split_options
+
+try:
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedType
+except ImportError as error:
+    raise missing("accelerate", error) from error
 
 __all__ = ["CloudAccelerator", "load_state", "save_state"]
 

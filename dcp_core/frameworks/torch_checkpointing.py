@@ -29,17 +29,21 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from torch_checkpointing.storage.base_storage import ReadArgs, Storage, StorageConfig
-
 from dcp_core.config import SaveOptions
 from dcp_core.errors import InvalidLocationError, UnsupportedError
 from dcp_core.frameworks.directories import Directory
+from dcp_core.frameworks.packages import missing
 from dcp_core.frameworks.plain_metadata import as_plain_pickle
 from dcp_core.integrations.checkpoint_ids import refuse_folded
 from dcp_core.integrations.filesystem import file_system
 from dcp_core.seam.store import CommonPrefix, ObjectInfo
 from dcp_core.storage.checkpoint_store import CheckpointStore, split_options
 from dcp_core.transfer.transfer import Transfer
+
+try:
+    from torch_checkpointing.storage.base_storage import ReadArgs, Storage, StorageConfig
+except ImportError as error:
+    raise missing("torch_checkpointing", error) from error
 
 __all__ = ["CloudStorage", "CloudStorageConfig"]
 

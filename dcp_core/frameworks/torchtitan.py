@@ -24,7 +24,6 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import torch
-import tyro
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader as FolderReader
 from torch.distributed.checkpoint.quantized_hf_storage import (
     QuantizedHuggingFaceStorageReader as QuantizedFolderReader,
@@ -32,13 +31,9 @@ from torch.distributed.checkpoint.quantized_hf_storage import (
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType, save
-from torchtitan.components.checkpointer import MODEL, OPTIMIZER, AsyncMode, CheckpointManager
-from torchtitan.config.override import derive, override
-from torchtitan.tools import filesystem
-from torchtitan.tools.logging import logger
-from torchtitan.tools.utils import GarbageCollection
 
 from dcp_core.errors import CheckpointNotFoundError, UnsupportedError
+from dcp_core.frameworks.packages import missing
 from dcp_core.huggingface import (
     HuggingFaceStorageReader,
     HuggingFaceStorageWriter,
@@ -51,6 +46,17 @@ from dcp_core.run.run import CheckpointRun
 from dcp_core.run.steps import StepInfo
 from dcp_core.storage.checkpoint_store import split_options
 from dcp_core.storage.reader import CloudStorageReader
+
+try:
+    from torchtitan.components.checkpointer import MODEL, OPTIMIZER, AsyncMode, CheckpointManager
+    from torchtitan.config.override import derive, override
+    from torchtitan.tools import filesystem
+    from torchtitan.tools.logging import logger
+    from torchtitan.tools.utils import GarbageCollection
+except ImportError as error:
+    raise missing("torchtitan", error) from error
+# comes with it
+import tyro
 
 __all__ = ["CloudCheckpointManager", "cloud_checkpoints"]
 

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch.nn import Module
 from torch.optim import Optimizer
-from transformers import Trainer
 
 from dcp_core.errors import CheckpointNotFoundError, ConfigurationError, UnsupportedError
 from dcp_core.frameworks.deletion import register_schemes
@@ -24,8 +23,14 @@ from dcp_core.frameworks.folders import files_in, lay_out, wanted_by
 from dcp_core.frameworks.keep import keep_newest
 from dcp_core.frameworks.model_states import get_states, set_states
 from dcp_core.frameworks.newest import newest_checkpoint
+from dcp_core.frameworks.packages import missing
 from dcp_core.frameworks.training_state import is_remote, load_training_state, save_training_state
 from dcp_core.storage.checkpoint_store import split_options
+
+try:
+    from transformers import Trainer
+except ImportError as error:
+    raise missing("transformers", error) from error
 
 __all__ = ["CheckpointsAtURL", "CloudTrainer"]
 

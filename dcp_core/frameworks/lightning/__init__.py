@@ -15,4 +15,4 @@ from importlib.util import find_spec
 from dcp_core.errors import MissingExtraError
 
 if not any(find_spec(name) for name in ("lightning", "pytorch_lightning", "lightning_fabric")):
-    raise MissingExtraError("Lightning is not installed: pip install lightning")
+    raise MissingExtraError("lightning is not installed: pip install lightning")
