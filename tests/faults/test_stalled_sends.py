@@ -49,7 +49,7 @@ def test_a_server_that_stops_reading(opened: Any) -> None:
         started = time.monotonic()
         with pytest.raises(TransientError) as caught:
             store.put("key", body_of(DATA))
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 50
     assert type(caught.value) is TransientError
     assert (caught.value.bucket, caught.value.key) == ("bucket", "key")
 
