@@ -22,9 +22,9 @@ def rm(
 ) -> int:
     """Remove one checkpoint or step: its commit record, and then the data that the record refers to.
 
-    What is no committed checkpoint is refused, and so is a step that is being loaded. If another save
-    replaces the checkpoint meanwhile, nothing of that is touched. Exit code 1 if the data had to stay,
-    because a load began meanwhile; gc removes it later.
+    What is no committed checkpoint is refused, and so are one of stock torch and a step that is being loaded.
+    If another save replaces the checkpoint meanwhile, nothing of that is touched. Exit code 1 if the data had
+    to stay, because a load began meanwhile; gc removes it later.
     """
     with removal_at(url, concurrency=concurrency) as removal:
         found = removal.find()
@@ -43,21 +43,19 @@ def _as_json(url: str, found: Removable, removed: bool, whole: bool) -> dict[str
         "url": url,
         "removed": removed,
         "data_removed": removed and whole,
-        "records": [record.name for record in found.records],
+        "record": found.record.name,
         "objects": [{"name": name, "size": size} for name, size in found.sizes.items()],
         "size": found.size,
-        "kept": list(found.kept),
     }
 
 
 def _lines(found: Removable) -> list[str]:
-    lines = [f"commit record {record.name}" for record in found.records]
-    lines += [f"object {name} {size} bytes" for name, size in found.sizes.items()]
-    return lines + [f"kept: {name} lies in another folder" for name in found.kept]
+    objects = [f"object {name} {size} bytes" for name, size in found.sizes.items()]
+    return [f"commit record {found.record.name}", *objects]
 
 
 def _summary(found: Removable, removed: bool, whole: bool) -> str:
-    what = f"{len(found.records)} commit records and {len(found.sizes)} objects ({mib(found.size)})"
+    what = f"1 commit record and {len(found.sizes)} objects ({mib(found.size)})"
     if not removed:
         return f"{what} found; --yes removes them"
     if whole:

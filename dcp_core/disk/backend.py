@@ -28,7 +28,9 @@ class DiskBackend(Backend):
 
     def locate(self, url: str) -> Location:
         path = url.removeprefix(f"{_SCHEME}://")
-        if not path or "\0" in path or (os.path.exists(path) and not os.path.isdir(path)):
+        is_relative_url = path != url and not path.startswith("/")
+        is_file = os.path.exists(path) and not os.path.isdir(path)
+        if not path or "\0" in path or is_relative_url or is_file:
             raise InvalidLocationError(f"{url!r} is no path of a folder")
         return Location(_SCHEME, os.path.abspath(path), "")
 

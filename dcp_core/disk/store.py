@@ -189,7 +189,7 @@ class DiskStore(ObjectStore):
             try:
                 with os.scandir(os.path.join(self.bucket, folder)) as found:
                     entries = [_named(entry) for entry in found]
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 return
         for name, entry in sorted(entries, key=lambda one: one[0]):
             key = folder + name

@@ -56,13 +56,15 @@ class PartFolder:
                 raise TransientError(f"part {part.number} is lost", bucket=self._bucket, key=self._upload.key)
         whole = os.path.join(self._path, "whole")
         os.replace(paths[0], whole)
-        with open(whole, "r+b", buffering=0) as file:
+        # buffered: a raw file may write less than it is given
+        with open(whole, "r+b") as file:
             file.seek(0, os.SEEK_END)
             for path in paths[1:]:
                 with open(path, "rb", buffering=0) as part_file:
                     shutil.copyfileobj(part_file, file, _COPIED)
                 # no more than one part is on the disk twice
                 os.unlink(path)
+            file.flush()
             settle(file.fileno())
         return whole
 

@@ -38,17 +38,20 @@ def gc_paused() -> Iterator[None]:
     Nests, and may be entered by several threads: the last one to leave restores what the first one found.
     """
     global _pauses, _was_enabled  # noqa: PLW0603  # the collector is the process's, and so is this
-    with _lock:
-        if _pauses == 0:
-            _was_enabled = gc.isenabled()
-            gc.disable()
-        _pauses += 1
+    counted = False
+    # an interrupt may come at any moment
     try:
+        with _lock:
+            if _pauses == 0:
+                _was_enabled = gc.isenabled()
+            _pauses += 1
+            counted = True
+            gc.disable()
         yield
     finally:
         with _lock:
             # none are left in a child that was forked in between
-            _pauses = max(0, _pauses - 1)
+            _pauses = max(0, _pauses - counted)
             if _pauses == 0 and _was_enabled:
                 gc.enable()
 

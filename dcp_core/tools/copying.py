@@ -31,12 +31,12 @@ from dcp_core.errors import (
     ConfigurationError,
     ObjectNotFoundError,
 )
-from dcp_core.format.layout import is_data_name, metadata_name
 from dcp_core.format.metadata import decode_metadata
 from dcp_core.save.commit import Commit
 from dcp_core.seam.store import ObjectInfo
 from dcp_core.tools.copy_plan import shares
 from dcp_core.tools.kept import kept_names
+from dcp_core.tools.ownership import require_alone, require_own
 from dcp_core.tools.places import Opened, Target, open_checkpoint, open_target, place_at
 from dcp_core.tools.sending import Sender
 from dcp_core.upkeep.inventory import Inventory, combined, inventory, sizes_against
@@ -92,6 +92,8 @@ def copy(
 
     Raises:
         CheckpointNotFoundError: nothing is committed at the source.
+        UnsupportedError: the source is of another kind than this library's own, or the target has commit
+            records of single ranks.
         CheckpointExistsError: another checkpoint is committed at the target.
         CheckpointCorruptError: the source is not as it was saved; nothing is committed.
         ConflictError: another save committed at the target meanwhile.
@@ -113,6 +115,7 @@ class _Copy:
         self._there: dict[str, tuple[bytes, ObjectInfo]] = {}
 
     def run(self, shard: Shard, progress: Progress) -> Copied:
+        require_own(self._source.records, self._source.url, "convert it, with `dcp-cloud convert --to dcp`")
         records = self._records()
         found, sizes = self._inventory()
         self._look_at_target(records, set(sizes))
@@ -167,17 +170,17 @@ class _Copy:
     def _look_at_target(self, records: dict[str, bytes], names: set[str]) -> None:
         """Find the records that are there, and refuse to harm a checkpoint that may not be replaced."""
         target = self._target
-        # one for all ranks would hide those of single ranks
-        for name in {*records, metadata_name()}:
+        require_alone(target.store, target.location, target.transfer)
+        for name, record in records.items():
             key = target.location.key(name)
             try:
                 self._there[name] = target.transfer.attempt(partial(target.store.get, key))
             except ObjectNotFoundError:
                 continue
-            if self._there[name][0] != records.get(name):
-                self._require_replaceable(name, name in records, names)
+            if self._there[name][0] != record:
+                self._require_replaceable(name, names)
 
-    def _require_replaceable(self, name: str, is_replaced: bool, names: set[str]) -> None:
+    def _require_replaceable(self, name: str, names: set[str]) -> None:
         target = self._target
         key, bucket = target.location.key(name), target.store.bucket
         if not target.options.overwrite:
@@ -189,10 +192,10 @@ class _Copy:
             )
         metadata = decode_metadata(self._there[name][0], bucket=bucket, key=key)
         there = {info.relative_path for info in metadata.storage_data.values()}
-        if not is_replaced or not all(map(is_data_name, there & names)):
+        if there & names:
             raise CheckpointExistsError(
-                f"the checkpoint at {target.location} has data of the names that are to be copied there, or "
-                "another kind of record, and would be damaged: remove it first, with `dcp-cloud rm`",
+                f"another checkpoint at {target.location} refers to objects that are to be copied there, and "
+                "would be damaged: copy to another place",
                 bucket=bucket,
                 key=key,
             )
@@ -206,6 +209,10 @@ class _Copy:
         candidates = {name: size for name, size in sizes.items() if there.get(name) == size}
         kept = kept_names(self._source, target, candidates, frames, quick=self._quick)
         report.kept, report.kept_size = len(kept), sum(sizes[name] for name in kept)
+        # a failed request must not find what was there, and take it for what it sent
+        stale = [target.location.key(name) for name in candidates if name not in kept]
+        if stale:
+            target.transfer.attempt(partial(target.store.delete, stale))
         count(report.kept_size)
         sender = Sender(self._source, target, count)
         sender.send((name, size, frames[name]) for name, size in sizes.items() if name not in kept)

@@ -25,14 +25,14 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 
-from dcp_core.errors import UntrustedDataError
+from dcp_core.errors import UnsupportedError, UntrustedDataError
 from dcp_core.format.stored import payload_of, transforms_of
 from dcp_core.tools.elements import Elements, batches, boxes
 from dcp_core.tools.places import Opened, open_checkpoint
 
 __all__ = ["Difference", "Differences", "compare", "of_records", "same_by_checksums"]
 
-Kind = Literal["only in A", "only in B", "kind", "shape", "dtype", "values"]
+Kind = Literal["only in A", "only in B", "kind", "shape", "dtype", "elements", "values"]
 Progress = Callable[[int, int], None]
 
 
@@ -77,15 +77,31 @@ def compare(
 
     Raises:
         CheckpointNotFoundError: nothing is committed at one of them.
+        UnsupportedError: ranks saved the same names apart at one of them.
         CloudCheckpointError: one could not be read.
     """
     with ExitStack() as stack:
         first, second = (stack.enter_context(open_checkpoint(one, **options)) for one in (a, b))
+        for one in (first, second):
+            _require_distinct(one)
         report, alike = of_records(first.metadata, second.metadata)
         if values:
             _compare_values(report, alike, first, second, progress or _untold)
     report.found.sort(key=lambda one: (one.name, one.kind))
     return report
+
+
+def _require_distinct(opened: Opened) -> None:
+    """Make sure that nothing is hidden: several ranks may have saved values of their own under one name."""
+    seen: set[MetadataIndex] = set()
+    for record in opened.records:
+        indices = record.metadata.storage_data.keys()
+        if not seen.isdisjoint(indices):
+            name = next(index.fqn for index in indices if index in seen)
+            raise UnsupportedError(
+                f"several ranks saved values of their own for {name!r} at {opened.url}: they are not compared"
+            )
+        seen |= indices
 
 
 def of_records(a: Metadata, b: Metadata) -> tuple[Differences, list[str]]:
@@ -115,6 +131,14 @@ def _of_entries(name: str, a: Any, b: Any) -> Iterator[Difference]:
         yield Difference("shape", name, str(list(a.size)), str(list(b.size)))
     if a.properties.dtype != b.properties.dtype:
         yield Difference("dtype", name, _dtype(a), _dtype(b))
+    ours, theirs = _elements(a), _elements(b)
+    if a.size == b.size and ours != theirs:
+        yield Difference("elements", name, f"{ours} saved", f"{theirs} saved")
+
+
+def _elements(entry: TensorStorageMetadata) -> int:
+    """How many elements there are: a save of some ranks alone leaves out others'."""
+    return sum(math.prod(chunk.sizes) for chunk in entry.chunks)
 
 
 def _dtype(entry: TensorStorageMetadata) -> str:
@@ -213,7 +237,9 @@ class _Reading:
         return differ
 
     def _objects_differ(self, name: str) -> bool:
-        """Whether two objects differ; those that cannot be read without trust are taken to."""
+        """Whether two objects differ; those that cannot be read without trust do if their bytes do."""
+        if self._a.frame(name) == self._b.frame(name):
+            return False
         try:
             return _saved(self._a.value(name)) != _saved(self._b.value(name))
         except (UntrustedDataError, pickle.PicklingError, TypeError, RecursionError):

@@ -128,14 +128,21 @@ class Elements:
         Raises:
             UntrustedDataError: loading it could run code.
         """
+        item, frame = self._object(name)
+        refuse_code(item, Catalog(self._metadata).source(item), frame)
+        return load_restricted(frame)
+
+    def frame(self, name: str) -> bytes:
+        """An object of the checkpoint as it was saved, in bytes."""
+        return self._object(name)[1].getvalue()
+
+    def _object(self, name: str) -> tuple[ReadItem, io.BytesIO]:
         planner = _Boxes()
         index = MetadataIndex(name)
         nowhere = torch.Size([0])
         item = ReadItem(LoadItemType.BYTE_IO, index, nowhere, index, nowhere, torch.Size([1]))
         self._reader.read(LoadPlan([item]), planner, self._metadata)
-        frame = planner.objects[name]
-        refuse_code(item, Catalog(self._metadata).source(item), frame)
-        return load_restricted(frame)
+        return item, planner.objects[name]
 
 
 def _blank(name: str, dtype: torch.dtype, box: Wanted) -> torch.Tensor:

@@ -28,11 +28,11 @@ from dcp_core.errors import (
     ObjectNotFoundError,
     UnsupportedError,
 )
-from dcp_core.format.layout import is_metadata_name
 from dcp_core.run.layout import step_of
 from dcp_core.run.leases import DEFAULT_TTL, is_leased
 from dcp_core.seam.store import ObjectStore
 from dcp_core.storage.checkpoint_store import CheckpointStore
+from dcp_core.tools.ownership import names_of, require_alone, require_own
 from dcp_core.tools.places import place_at
 from dcp_core.transfer import Transfer
 from dcp_core.upkeep.records import CommittedRecord, committed_records, object_sizes, record_version
@@ -45,14 +45,12 @@ class Removable:
     """What a checkpoint is made of.
 
     Attributes:
-        records: its commit records.
+        record: its commit record.
         sizes: bytes of its data objects that are there, by name.
-        kept: names that its records refer to in other folders, which stay.
     """
 
-    records: tuple[CommittedRecord, ...]
+    record: CommittedRecord
     sizes: dict[str, int]
-    kept: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
@@ -110,6 +108,7 @@ class Removal:
         Raises:
             CheckpointNotFoundError: no checkpoint is committed there.
             CheckpointCorruptError: its commit record is damaged: what it refers to is not known.
+            UnsupportedError: it is of another kind than this library's own.
             ConflictError: the step is being loaded.
         """
         location = self._place.location
@@ -119,11 +118,12 @@ class Removal:
             raise ConflictError(
                 f"step {self._step} is being loaded: try again later", bucket=self._store.bucket
             )
-        names = {info.relative_path for one in records for info in one.metadata.storage_data.values()}
-        mine = sorted(name for name in names if "/" not in name and not is_metadata_name(name))
+        record = require_own(records, location.url, "delete its folder with the tools of the store")
+        require_alone(self._store, location, self._transfer)
+        names = sorted(names_of(record))
         concurrency = self._place.options.concurrency
-        sizes = object_sizes(self._store, location, self._transfer, mine, concurrency)
-        return Removable(tuple(records), sizes, tuple(sorted(names.difference(mine))))
+        sizes = object_sizes(self._store, location, self._transfer, names, concurrency)
+        return Removable(record, sizes)
 
     def _leased(self) -> bool:
         if self._run is None or self._step is None:
@@ -138,8 +138,7 @@ class Removal:
             CheckpointReplacedError: another save has replaced it meanwhile; no data was removed.
             CloudCheckpointError: a request failed; says what is left.
         """
-        for record in found.records:
-            self._remove_record(record)
+        self._remove_record(found.record)
         try:
             # once more: a load that has begun since read the record before it went
             if self._leased():
@@ -158,10 +157,13 @@ class Removal:
         key = self._place.location.key(record.name)
 
         def delete() -> None:
+            # stores have been seen that pass over the condition of a delete; others have none
+            if self._store.head(key).version != record.version:
+                raise ConflictError("the object is another one by now", bucket=self._store.bucket, key=key)
             try:
                 self._store.delete_version(key, record.version)
             except UnsupportedError:
-                self._delete_if_same(key, record.version)
+                self._store.delete([key])
 
         try:
             self._transfer.attempt(delete)
@@ -178,9 +180,3 @@ class Removal:
                 bucket=self._store.bucket,
                 key=key,
             ) from error
-
-    def _delete_if_same(self, key: str, version: str) -> None:
-        """For stores without conditional deletes: a save that commits between the two requests is lost."""
-        if self._store.head(key).version != version:
-            raise ConflictError("the object is another one by now", bucket=self._store.bucket, key=key)
-        self._store.delete([key])

@@ -15,6 +15,9 @@ __all__ = ["WHOLE", "Shard"]
 
 _T = TypeVar("_T")
 
+#: Characters: a million machines.
+_LONGEST = len("1000000/1000000")
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -31,7 +34,8 @@ class Shard:
             ConfigurationError: it says none.
         """
         number, _, count = text.partition("/")
-        if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        is_pair = len(text) <= _LONGEST and number.isdecimal() and count.isdecimal()
+        if not (is_pair and 1 <= int(number) <= int(count)):
             raise ConfigurationError(f"a shard is its number and their count, such as 1/8, not {text!r}")
         return cls(int(number), int(count))
 

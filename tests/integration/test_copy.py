@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
 import shutil
 import signal
 import subprocess
@@ -25,7 +26,6 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 from dcp_core import (
     CheckpointCorruptError,
-    CheckpointExistsError,
     CloudStorageReader,
     CloudStorageWriter,
     ConflictError,
@@ -288,30 +288,29 @@ def test_machines_share_a_verification(seaweedfs_bucket: Bucket) -> None:
     assert ", shard 2/3" in command("verify", url, "--shard", "2/3")
 
 
-def test_checkpoints_of_stock_torch(seaweedfs_bucket: Bucket, tmp_path: Path) -> None:
-    """Their items have no checksums and their objects names that every save gives."""
+def test_checkpoints_of_stock_torch_are_converted(seaweedfs_bucket: Bucket, tmp_path: Path) -> None:
+    """Every save of stock torch gives the same names: another one may change them while they are copied."""
     folder, target = tmp_path / "stock", f"{seaweedfs_bucket.url}/copy"
     dcp.save(state_of(1), storage_writer=FileSystemWriter(folder))
-    copy(str(folder), target, target_options=PARTS)
-    assert held(seaweedfs_bucket, "copy/") == files(folder)
+    said = fails("cp", str(folder), target)
+    assert "objects that this library did not name, as '__0_0.distcp'" in said
+    assert "dcp-cloud convert --to dcp" in said
+    assert seaweedfs_bucket.keys("copy/") == []
+    command("convert", str(folder), target, "--to", "dcp")
     load(target)
-    # compared with the source, byte by byte, and not taken for equal by its size
-    assert as_json("cp", str(folder), target, "--quick")["kept"] == 1
-    other = bytearray((folder / "__0_0.distcp").read_bytes())
-    other[9 * MIB] ^= 1
-    (folder / "__0_0.distcp").write_bytes(other)
-    assert as_json("cp", str(folder), target, "--quick")["kept"] == 0
-    assert held(seaweedfs_bucket, "copy/") == files(folder)
 
 
-def test_a_checkpoint_is_never_changed_under_its_record(tmp_path: Path) -> None:
-    """Data of the same names would be replaced before the record is: that is refused."""
-    for seed in (1, 2):
-        dcp.save({"w": torch.full((4,), seed)}, storage_writer=FileSystemWriter(tmp_path / str(seed)))
-    before = files(tmp_path / "2")
-    with pytest.raises(CheckpointExistsError, match="remove it first"):
-        copy(str(tmp_path / "1"), str(tmp_path / "2"), overwrite=True)
-    assert files(tmp_path / "2") == before
+@pytest.mark.parametrize("name", [".git/config", "../out", "step-6/.metadata", "latest/x", "__0_0.distcp"])
+def test_a_record_can_make_nobody_write_elsewhere(tmp_path: Path, name: str) -> None:
+    """Whoever can write one object must not have files written that are none of a checkpoint."""
+    source = tmp_path / "source"
+    dcp.save({"w": torch.ones(4)}, storage_writer=FileSystemWriter(source))
+    metadata = dcp.FileSystemReader(source).read_metadata()
+    for info in metadata.storage_data.values():
+        info.relative_path = name
+    (source / ".metadata").write_bytes(pickle.dumps(metadata))
+    assert fails("cp", str(source), str(tmp_path / "copy"))
+    assert not (tmp_path / "copy").exists()
 
 
 def saves_without_collectives(url: str) -> None:
@@ -321,16 +320,36 @@ def saves_without_collectives(url: str) -> None:
 
 
 @since(2, 9, "saving without collectives")
-def test_records_of_single_ranks_are_copied(seaweedfs_bucket: Bucket, worlds: World, tmp_path: Path) -> None:
-    url = f"{seaweedfs_bucket.url}/run"
+def test_records_of_single_ranks_are_not_copied_nor_hidden(
+    seaweedfs_bucket: Bucket, worlds: World, tmp_path: Path
+) -> None:
+    """They are committed one by one: a copy would show half of them, and one for all would hide them."""
+    url, other = f"{seaweedfs_bucket.url}/run", f"{seaweedfs_bucket.url}/other"
     worlds(2).run(saves_without_collectives, url)
-    copy(url, str(tmp_path / "copy"))
-    assert files(tmp_path / "copy") == held(seaweedfs_bucket, "run/")
-    assert as_json("show", str(tmp_path / "copy"))["ranks"] == [0, 1]
-    # one record for all would hide them
-    save(f"{seaweedfs_bucket.url}/other")
-    with pytest.raises(CheckpointExistsError, match="remove it first"):
-        copy(url, f"{seaweedfs_bucket.url}/other", overwrite=True)
+    before = held(seaweedfs_bucket, "run/")
+    assert "each rank has a commit record of its own" in fails("cp", url, str(tmp_path / "copy"))
+    assert "each rank has a commit record of its own" in fails("rm", url, "--yes")
+    save(other)
+    assert "commit records of single ranks" in fails("cp", other, url, "--overwrite")
+    assert held(seaweedfs_bucket, "run/") == before
+    seaweedfs_bucket.write("other/__1.metadata", before["__1.metadata"])
+    assert "commit records of single ranks" in fails("rm", other, "--yes")
+    load(other)
+
+
+def test_a_refused_request_is_not_taken_for_done_by_what_was_there(
+    seaweedfs_bucket: Bucket, proxy: FaultProxy
+) -> None:
+    """An object of the same name and size, but damaged, that may not be replaced."""
+    url, target = f"{seaweedfs_bucket.url}/run", f"{seaweedfs_bucket.url}/copy"
+    dcp.save({"w": torch.ones(9)}, storage_writer=CloudStorageWriter(url))
+    (name,) = (name for name in held(seaweedfs_bucket, "run/") if name.endswith(".distcp"))
+    whole = seaweedfs_bucket.read(f"run/{name}")
+    seaweedfs_bucket.write(f"copy/{name}", bytes(len(whole)))
+    proxy.add(Fault("error", operation="PutObject", path="distcp", status=403, code="AccessDenied", times=99))
+    with pytest.raises(PermissionError):
+        copy(url, target)
+    assert "copy/.metadata" not in seaweedfs_bucket.keys()
 
 
 def test_what_cannot_be_copied(seaweedfs_bucket: Bucket, tmp_path: Path) -> None:
@@ -339,7 +358,7 @@ def test_what_cannot_be_copied(seaweedfs_bucket: Bucket, tmp_path: Path) -> None
     assert "no committed checkpoint" in fails("cp", f"{seaweedfs_bucket.url}/none", url)
     assert "are the same place" in fails("cp", url, f"{url}/")
     assert "can only be loaded from" in fails("cp", url, "https://host/run")
-    for shard in ("0/2", "3/2", "2", "a/b", "1/2/3", "-1/2"):
+    for shard in ("0/2", "3/2", "2", "a/b", "1/2/3", "-1/2", f"1/{'9' * 5000}"):
         assert "a shard is" in fails("cp", url, str(tmp_path), "--shard", shard)
     (tmp_path / "file").write_bytes(b"")
     assert "is no path of a folder" in fails("cp", url, str(tmp_path / "file"))

@@ -64,7 +64,7 @@ def test_a_sink_keeps_checkpoints(sink: Sink) -> None:
 def test_a_link_gives_each_connection_its_rate(
     seaweedfs_bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In front of a real store. Two connections of 8 MB/s need a second for 16 MiB, and more on a busy machine."""
+    """In front of a real store. Two connections of 8 MB/s need a second for 16 MiB, or more."""
     with Link(seaweedfs_bucket.server.endpoint, rate=8e6, latency=0.02) as link:
         monkeypatch.setenv("AWS_ENDPOINT_URL", link.endpoint)
         for seconds in seconds_to_save_and_load(f"{seaweedfs_bucket.url}/run"):
