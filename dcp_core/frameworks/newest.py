@@ -39,7 +39,7 @@ class Checkpoint:
     saved: datetime | None
 
 
-def newest_checkpoint(url: str, *, suffix: str = "", **options: Any) -> str | None:
+def newest_checkpoint(url: str, *, prefix: str = "", suffix: str = "", **options: Any) -> str | None:
     """The URL of the checkpoint in the folder ``url`` that was committed last, or ``None``.
 
     A folder is a checkpoint if its commit record is there, so one whose save was interrupted is none. A file
@@ -48,6 +48,7 @@ def newest_checkpoint(url: str, *, suffix: str = "", **options: Any) -> str | No
 
     Args:
         url: of the folder that checkpoints are in.
+        prefix: what their names begin with.
         suffix: what their names end in; without one, files are no checkpoints.
         **options: of saving, loading and the backend.
 
@@ -55,27 +56,29 @@ def newest_checkpoint(url: str, *, suffix: str = "", **options: Any) -> str | No
         CloudCheckpointError: the store could not be asked; never taken for an empty folder.
     """
     saving, _ = split_options(options)
-    place = CheckpointStore(url, SaveOptions, saving)
+    place = CheckpointStore(url.rstrip("/"), SaveOptions, saving)
     try:
-        return told_by_first_rank(lambda: _newest(place, suffix))
+        return told_by_first_rank(lambda: _newest(place, prefix, suffix))
     finally:
         place.close()
 
 
-def _newest(place: CheckpointStore[SaveOptions], suffix: str) -> str | None:
+def _newest(place: CheckpointStore[SaveOptions], prefix: str, suffix: str) -> str | None:
     store, transfer = place.writable_store(), Transfer(place.options, None)
-    found = whole_checkpoints(store, place.location, transfer, suffix)
+    whole = whole_checkpoints(store, place.location, transfer, suffix)
+    found = [one for one in whole if one.name.startswith(prefix)]
     if not found:
         return None
-    last = max(_time(one) for one in found)
-    latest = [one for one in found if _time(one) == last]
+    last = max(saved_at(one) for one in found)
+    latest = [one for one in found if saved_at(one) == last]
     if len(latest) > 1:
         # stores count in seconds: the step of a save, in its commit record, says which came later
         latest.sort(key=lambda one: (_step(store, place.location, one, transfer), _numbers(one.name)))
     return latest[-1].url
 
 
-def _time(checkpoint: Checkpoint) -> float:
+def saved_at(checkpoint: Checkpoint) -> float:
+    """When a checkpoint was committed, in seconds since 1970; 0 if the store does not say."""
     return checkpoint.saved.timestamp() if checkpoint.saved is not None else 0.0
 
 

@@ -78,7 +78,7 @@ class CloudStorageConfig(StorageConfig):
     url: str
     temp_dir_prefix: str = "tmp_"
     json_types: Collection[str] = ()
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict, repr=False)
     job: str = field(default_factory=_this_job)
 
     def create_storage(self) -> CloudStorage:

@@ -90,7 +90,7 @@ class CloudCheckpointManager(CheckpointManager):
     class Config(CheckpointManager.Config):
         """TorchTitan's settings, and two more."""
 
-        options: Annotated[dict[str, Any], tyro.conf.Suppress] = field(default_factory=dict)
+        options: Annotated[dict[str, Any], tyro.conf.Suppress] = field(default_factory=dict, repr=False)
         """Of saving, loading and the cloud, as writers and readers take them."""
 
         fall_back: bool = False

@@ -36,6 +36,8 @@ __all__ = ["CheckpointsAtURL", "CloudTrainer"]
 
 _PREFIX = "checkpoint-"
 _SCHEDULER = "scheduler.pt"
+_STATE = "trainer_state.json"
+_OTHERS = ("DEEPSPEED", "MEGATRON_LM", "XLA")
 
 
 class CheckpointsAtURL:
@@ -72,6 +74,9 @@ class CheckpointsAtURL:
             raise ConfigurationError(f"checkpoint_url is a URL, got {self._run!r}: folders are output_dir")
         if self.args.load_best_model_at_end:
             raise UnsupportedError("load_best_model_at_end=True needs checkpoints in a folder")
+        kind = self.accelerator.distributed_type.name  # type: ignore[attr-defined]
+        if kind in _OTHERS:
+            raise UnsupportedError(f"{kind} has checkpoints of its own, which cannot be saved at a URL")
         register_schemes(self._saving)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -84,7 +89,7 @@ class CheckpointsAtURL:
             CheckpointNotFoundError: the newest one was asked for, and there is none.
         """
         if resume_from_checkpoint is True and self._run is not None:
-            resume_from_checkpoint = newest_checkpoint(self._run, **self._saving)
+            resume_from_checkpoint = newest_checkpoint(self._run, prefix=_PREFIX, **self._saving)
             if resume_from_checkpoint is None:
                 raise CheckpointNotFoundError(f"there is no checkpoint below {self._run}")
         if not isinstance(resume_from_checkpoint, str) or not is_remote(resume_from_checkpoint):
@@ -124,6 +129,7 @@ class CheckpointsAtURL:
         step = self.state.global_step
         with self._in_a_folder() as folder:
             super()._save_checkpoint(model, trial)  # type: ignore[misc]
+            self._name_best(Path(folder, f"{_PREFIX}{step}", _STATE))
             files = files_in(Path(folder, f"{_PREFIX}{step}"), self.args.process_index)
         states = get_states(*self._parts(whole=not self.args.save_only_model), to_cpu=True)
         metrics = _numbers(self.state.log_history[-1:])
@@ -134,6 +140,14 @@ class CheckpointsAtURL:
         if limit and self.args.process_index == 0:
             best = f"{_PREFIX}{self.state.best_global_step}"
             keep_newest(self._run, limit, _PREFIX, spare=(best,), **self._saving)
+
+    def _name_best(self, path: Path) -> None:
+        """Have the state name the best checkpoint where it is, and not where it was written first."""
+        if self.state.best_model_checkpoint is None:
+            return
+        self.state.best_model_checkpoint = f"{self._run}/{_PREFIX}{self.state.best_global_step}"
+        if path.exists():
+            self.state.save_to_json(str(path))
 
     @contextmanager
     def _in_a_folder(self) -> Iterator[str]:

@@ -10,23 +10,29 @@ go first: what is left after an interruption is then no checkpoint.
 
 from __future__ import annotations
 
+import errno
+import logging
+import os
 import threading
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any, ClassVar
 
 import fsspec
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 from dcp_core.config import SaveOptions
-from dcp_core.errors import ObjectNotFoundError
+from dcp_core.errors import CloudCheckpointError, ObjectNotFoundError, UnsupportedError
 from dcp_core.format.checksum import crc32c
 from dcp_core.format.layout import is_metadata_name
 from dcp_core.seam.body import Body
-from dcp_core.seam.store import ObjectInfo, ObjectStore, Part, Upload
+from dcp_core.seam.store import CreateOnly, ObjectInfo, ObjectStore, Part, Upload
 from dcp_core.storage.checkpoint_store import CheckpointStore
 from dcp_core.transfer.transfer import Transfer
 
 __all__ = ["CloudFileSystem", "file_system", "register_file_systems"]
+
+logger = logging.getLogger("dcp_core")
 
 _Entry = dict[str, Any]
 
@@ -190,7 +196,11 @@ class CloudFileSystem(AbstractFileSystem):  # type: ignore[misc]
                 target.write(piece)
 
     def _open(self, path: str, mode: str = "rb", block_size: int | None = None, **options: Any) -> Any:
+        if "a" in mode:
+            raise UnsupportedError(f"objects cannot be appended to: write {path} anew, or to a folder")
         place, key = self._at(path)
+        if "x" in mode and self.exists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
         limits = place.writable_store().limits
         size = max(block_size or place.options.part_size, limits.min_part_size)
         options.pop("autocommit", None)
@@ -240,7 +250,8 @@ class CloudFile(AbstractBufferedFile):  # type: ignore[misc]
         data = self.buffer.getvalue()
         body = Body([data], crc32c(data))
         if final and self._upload is None:
-            _transfer(self._place).attempt(lambda: self._store.put(self._key, body))
+            condition = CreateOnly() if "x" in self.mode else None
+            _transfer(self._place).attempt(lambda: self._store.put(self._key, body, condition))
             return True
         if self._upload is None:
             self._upload = _transfer(self._place).attempt(lambda: self._store.start_upload(self._key))
@@ -258,6 +269,14 @@ class CloudFile(AbstractBufferedFile):  # type: ignore[misc]
         upload, self._upload = self._upload, None
         if upload is not None:
             _transfer(self._place).attempt(lambda: self._store.abort_upload(upload))
+
+    def __del__(self) -> None:
+        # fsspec's would make an object of whatever was written so far
+        if not getattr(self, "closed", True) and "r" not in self.mode:
+            self.closed = True
+            logger.warning("%s was written to and never closed: nothing of it is kept", self.path)
+            with suppress(CloudCheckpointError):
+                self.discard()
 
     def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
         if kind is None or self.mode == "rb":

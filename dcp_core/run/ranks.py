@@ -47,3 +47,8 @@ def _outcome(ask: Callable[[], _T]) -> tuple[_T | None, CloudCheckpointError | N
         return ask(), None
     except CloudCheckpointError as error:
         return None, error.at_rank(0)
+    # the others wait to be told, whatever it is
+    except Exception as error:  # noqa: BLE001
+        told = CloudCheckpointError(f"{type(error).__name__}: {error}")
+        told.__cause__ = error
+        return None, told.at_rank(0)

@@ -262,7 +262,8 @@ class CheckpointRun:
                 [info.step for info in committed], self._metrics(committed)
             )
             deletion = self._deletion()
-            deletion.delete([step for step in superseded if step not in self._saving])
+            spared = self._saving | self._committed_last(committed)
+            deletion.delete([step for step in superseded if step not in spared])
             newest = committed[-1].step if committed else -1
             unfinished = [
                 i for i in found if not i.committed and i.step < newest and i.step not in self._saving
@@ -270,6 +271,23 @@ class CheckpointRun:
             deletion.clear_leftovers(unfinished, datetime.now(timezone.utc))
         except CloudCheckpointError as error:
             logger.warning("steps of %s that could go were not deleted: %s", self.url, error)
+
+    def _committed_last(self, committed: list[StepInfo]) -> set[int]:
+        """The step that was committed last: its number may be below those of a training that was given up."""
+        dated = [(info.saved, info.step) for info in committed if info.saved is not None]
+        if not dated:
+            return set()
+        # stores count in seconds: of several steps the last one
+        _, step = max(dated)
+        if step < committed[-1].step:
+            logger.warning(
+                "step %d of %s was saved last, and step %d is the newest by number: delete the steps that "
+                "training no longer goes on from",
+                step,
+                self.url,
+                committed[-1].step,
+            )
+        return {step}
 
     def _metrics(self, committed: list[StepInfo]) -> dict[int, Mapping[str, float]]:
         """Metrics by step, as far as a rule asks for them."""

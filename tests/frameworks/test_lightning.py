@@ -278,3 +278,28 @@ def test_blocks_of_the_page_run(seaweedfs_bucket: Bucket, tmp_path: Path) -> Non
     assert pages.run_blocks("docs/frameworks/lightning.md", {"BUCKET": seaweedfs_bucket.name}, tmp_path) == 4
     assert "one.ckpt" in seaweedfs_bucket.keys()
     assert "fabric/step-7/.metadata" in seaweedfs_bucket.keys()
+
+
+def test_what_is_written_later_is_what_was_there() -> None:
+    """Counters count what they are updated with, and training goes on with arrays and tuples."""
+    from collections import Counter, deque, namedtuple
+
+    from dcp_core.frameworks.lightning.checkpoint_io import _copied
+
+    pair = namedtuple("pair", "tensor number")
+    state = {
+        "milestones": Counter({3: 1, 5: 1}),
+        "queue": deque([1, 2]),
+        "pair": pair(torch.zeros(2), 1),
+        "set": {1},
+    }
+    copied = _copied(state)
+    state["milestones"][3] = 9
+    state["queue"].append(3)
+    state["pair"].tensor.fill_(9)
+    state["set"].add(2)
+    assert copied["milestones"] == Counter({3: 1, 5: 1})
+    assert copied["queue"] == deque([1, 2])
+    assert copied["pair"].tensor.tolist() == [0, 0]
+    assert type(copied["pair"]) is pair
+    assert copied["set"] == {1}

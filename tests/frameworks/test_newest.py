@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
@@ -10,6 +12,7 @@ from dcp_fault_proxy import Fault, FaultProxy
 from torch.distributed.checkpoint.api import CheckpointException
 
 from dcp_core import CloudStorageReader, ThrottledError
+from dcp_core.frameworks.keep import keep_newest
 from dcp_core.frameworks.newest import newest_checkpoint
 from dcp_core.frameworks.training_state import load_training_state, save_training_state
 
@@ -83,3 +86,24 @@ def test_a_new_save_replaces_tensors_and_files_together(seaweedfs_bucket: Bucket
     state = {"model": {"weights": torch.zeros(9)}}
     assert load_training_state(url, state, lambda name: name == "step", {}) == {"step": b"1"}
     assert state["model"]["weights"].tolist() == [1.0] * 9
+
+
+def test_only_names_that_begin_so_are_looked_at(seaweedfs_bucket: Bucket) -> None:
+    run = f"{seaweedfs_bucket.url}/run"
+    save(f"{run}/checkpoint-500", 500)
+    save(f"{run}/best", 600)
+    assert newest_checkpoint(run) == f"{run}/best"
+    assert newest_checkpoint(f"{run}/", prefix="checkpoint-") == f"{run}/checkpoint-500"
+
+
+def test_those_committed_last_are_kept_whatever_their_numbers(seaweedfs_bucket: Bucket) -> None:
+    """Training that begins anew at a lower number would lose each checkpoint at once."""
+    run = f"{seaweedfs_bucket.url}/run"
+    for number in (8, 9, 10):
+        save(f"{run}/epoch-{number}", number)
+    # stores count in seconds
+    time.sleep(1.1)
+    save(f"{run}/epoch-4", 4)
+    keep_newest(f"{run}/", 2, "epoch-")
+    there = {key.split("/")[1] for key in seaweedfs_bucket.keys("run/")}
+    assert there == {"epoch-4", "epoch-10"}

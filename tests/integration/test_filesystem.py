@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +16,13 @@ from conftest import Bucket
 from dcp_fault_proxy import Fault, FaultProxy
 from fsspec.registry import _registry
 
-from dcp_core import CloudStorageWriter, ObjectNotFoundError, PermissionDeniedError, TransientError
+from dcp_core import (
+    CloudStorageWriter,
+    ObjectNotFoundError,
+    PermissionDeniedError,
+    TransientError,
+    UnsupportedError,
+)
 from dcp_core.integrations.filesystem import register_file_systems
 
 MIB = 1 << 20
@@ -145,3 +153,31 @@ def test_a_store_that_does_not_say_is_an_error_and_nothing_missing(
             with pytest.raises(PermissionDeniedError):
                 ask(f"{seaweedfs_bucket.url}/run")
         assert not fs.isfile(f"{seaweedfs_bucket.url}/run/.nothing")
+
+
+def test_objects_are_not_appended_to(bucket: Bucket, fs: Any) -> None:
+    """fsspec's own way would have the new part in the place of the whole."""
+    bucket.write("log.csv", b"head")
+    with pytest.raises(UnsupportedError, match="cannot be appended to"):
+        fs.open(f"{bucket.url}/log.csv", "ab")
+    assert bucket.read("log.csv") == b"head"
+
+
+def test_a_new_file_replaces_none(bucket: Bucket, fs: Any) -> None:
+    path = f"{bucket.url}/new"
+    with fs.open(path, "xb") as file:
+        file.write(b"first")
+    with pytest.raises(FileExistsError):
+        fs.open(path, "xb")
+    assert bucket.read("new") == b"first"
+
+
+def test_what_is_never_closed_is_no_file(bucket: Bucket, fs: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """As when its writer failed."""
+    file = fs.open(f"{bucket.url}/half", "wb")
+    file.write(b"half")
+    with caplog.at_level(logging.WARNING, "dcp_core"):
+        del file
+        gc.collect()
+    assert bucket.keys() == []
+    assert "never closed" in caplog.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -25,6 +26,7 @@ from dcp_core import (
     CheckpointCorruptError,
     CheckpointNotFoundError,
     CheckpointRun,
+    CloudCheckpointError,
     CloudStorageReader,
     CloudStorageWriter,
     ConfigurationError,
@@ -33,6 +35,7 @@ from dcp_core import (
 )
 from dcp_core.config import TransferOptions
 from dcp_core.run.leases import hold
+from dcp_core.run.ranks import told_by_first_rank
 from dcp_core.transfer.transfer import Transfer
 
 World = Callable[[int], Ranks]
@@ -352,3 +355,36 @@ def test_leftovers_of_superseded_steps_go_when_they_are_old(seaweedfs_bucket: Bu
         run.close()
         assert left not in seaweedfs_bucket.keys()
         assert committed(run) == [2, 3]
+
+
+def test_what_was_saved_last_stays_whatever_its_number(
+    seaweedfs_bucket: Bucket, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Training that begins anew at a lower step would lose each save at once, to those of before."""
+    url = f"{seaweedfs_bucket.url}/runs/anew"
+    with CheckpointRun(url, keep_last=2) as run:
+        for step in (8, 9, 10):
+            run.save(step, {"weight": torch.full((3,), float(step))})
+    # stores count in seconds
+    time.sleep(1.1)
+    with caplog.at_level(logging.WARNING, "dcp_core"), CheckpointRun(url, keep_last=2) as run:
+        run.save(4, {"weight": torch.full((3,), 4.0)})
+    with CheckpointRun(url) as run:
+        assert [info.step for info in run.steps()] == [4, 9, 10]
+        assert "step 4 of" in caplog.text
+
+
+def ask_wrongly() -> str:
+    def ask() -> int:
+        raise KeyError("what")
+
+    try:
+        told_by_first_rank(ask)
+    except CloudCheckpointError as error:
+        return str(error)
+    return ""
+
+
+def test_no_error_of_the_first_rank_leaves_the_others_waiting(worlds: World) -> None:
+    said = worlds(2).run(ask_wrongly)
+    assert said == ["KeyError: 'what' [rank 0]"] * 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -118,17 +119,23 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
             yield from _tensors(item)
 
 
+#: Values that training cannot change.
+_CONSTANT = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+
+
 def _copied(value: Any) -> Any:
-    """``value`` with copies of its tensors, in CPU memory, and of the containers that hold them."""
+    """``value`` as it is now: its tensors in CPU memory, and containers of their own."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
-        # an OrderedDict stays one
+        # of its own kind, which may count what it is updated with
         copied = value.copy()
-        copied.update((key, _copied(item)) for key, item in value.items())
+        for key, item in value.items():
+            copied[key] = _copied(item)
         return copied
     if isinstance(value, list):
         return [_copied(item) for item in value]
-    if type(value) is tuple:
-        return tuple(_copied(item) for item in value)
-    return value
+    if isinstance(value, tuple) and not isinstance(value, torch.Size):
+        items = [_copied(item) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    return value if isinstance(value, _CONSTANT) else copy.deepcopy(value)

@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--keep", type=int, default=2, help="how many checkpoints to keep")
     given = parser.parse_args()
+    given.url = given.url.rstrip("/")
 
     # so that an epoch's order of samples is the same again
     order = DataLoaderConfiguration(use_seedable_sampler=True)

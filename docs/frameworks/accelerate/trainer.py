@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--keep", type=int, default=2, help="how many checkpoints to keep")
     given = parser.parse_args()
+    given.url = given.url.rstrip("/")
 
     gpus = torch.cuda.is_available()
     set_seed(0)

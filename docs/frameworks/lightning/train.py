@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--keep", type=int, default=2, help="how many checkpoints to keep")
     given = parser.parse_args()
+    given.url = given.url.rstrip("/")
 
     # before Lightning, which takes the group that is there: one rank looks into the bucket for all
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
