@@ -60,7 +60,7 @@ test-matrix:
 
 reliability: $(READY)
 	DCP_CLOUD_RELIABILITY=docs/reliability.json $(BIN)/python -m pytest tests/faults/test_sweep.py
-	PYTHONPATH=tests $(BIN)/python -m sweep.tally docs/reliability.json docs/reliability.md
+	PYTHONPATH=tests:localstack $(BIN)/python -m sweep.tally docs/reliability.json docs/reliability.md
 
 soak: $(READY)
 	PYTHONPATH=tests:localstack $(BIN)/python -m soak --summary docs/reliability-soak.json $(SOAK)

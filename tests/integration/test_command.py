@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -260,12 +261,26 @@ def test_a_reader_of_the_output_may_go(seaweedfs_bucket: Bucket) -> None:
             assert process.wait(60) == 2
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """What a shell starts in its background ignores Ctrl-C, and has its children ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_is_one_line(seaweedfs_bucket: Bucket, proxy: FaultProxy) -> None:
     """Ctrl-C while parts are being sent; what was written is gone all the same."""
     proxy.add(Fault("delay", operation="UploadPart", seconds=500.0, times=99))
     arguments = ("bench", f"{seaweedfs_bucket.url}/run", "--gib", "0.05")
     with subprocess.Popen(
-        [PROGRAM, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+        [PROGRAM, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        preexec_fn=take_interrupts,
     ) as process:
         while not any(seen.operation == "UploadPart" for seen in proxy.requests):
             assert process.poll() is None

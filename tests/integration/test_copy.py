@@ -164,7 +164,8 @@ def test_damage_of_the_source_is_not_copied(seaweedfs_bucket: Bucket, tmp_path: 
         seaweedfs_bucket.write(key, bytes(damaged))
         for target in (f"{seaweedfs_bucket.url}/copy", str(tmp_path / "copy")):
             with pytest.raises(CheckpointCorruptError, match="do not have the CRC32C") as caught:
-                copy(url, target, target_options=PARTS)
+                # one at a time: what is cut in the middle of a request may leave an upload, for gc to find
+                copy(url, target, target_options={**PARTS, "concurrency": 1})
             assert caught.value.key == key
     assert not any(key.endswith(".metadata") for key in seaweedfs_bucket.keys("copy/"))
     assert not (tmp_path / "copy" / ".metadata").exists()
