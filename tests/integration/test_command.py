@@ -280,7 +280,6 @@ def test_an_interrupt_is_one_line(seaweedfs_bucket: Bucket, proxy: FaultProxy) -
         stderr=subprocess.PIPE,
         text=True,
         env=environment(),
-        preexec_fn=take_interrupts,
     ) as process:
         while not any(seen.operation == "UploadPart" for seen in proxy.requests):
             assert process.poll() is None
