@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import abc
 import os
-import secrets
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import IO, Any
+from typing import Any
 
 from dcp_core.config import MIB, LoadOptions, SaveOptions
+from dcp_core.convert.file_types import Path, RangeFile, Sink
+from dcp_core.convert.local_files import LocalFile, LocalSink
 from dcp_core.errors import (
     CheckpointCorruptError,
     CheckpointExistsError,
@@ -40,27 +40,6 @@ __all__ = ["RangeFile", "Sink", "file_sink", "open_file"]
 #: Bytes of one request.
 _PIECE = 8 * MIB
 
-Path = str | os.PathLike[str]
-
-
-class RangeFile(abc.ABC):
-    """A file that stays as it was when it was opened."""
-
-    name: str
-    size: int
-
-    @abc.abstractmethod
-    def read_into(self, ranges: Sequence[tuple[int, memoryview]]) -> None:
-        """Fill each view with the bytes that begin at its offset.
-
-        Raises:
-            CheckpointReplacedError: the file has changed since it was opened.
-        """
-
-    @abc.abstractmethod
-    def close(self) -> None:
-        """Let go of it."""
-
 
 def open_file(path: Path, options: Mapping[str, Any]) -> RangeFile:
     """The file at a path or URL.
@@ -70,35 +49,13 @@ def open_file(path: Path, options: Mapping[str, Any]) -> RangeFile:
     """
     if scheme_of(path) is None:
         refuse_folded(path)
-        return _LocalFile(path)
+        return LocalFile(path)
     place = CheckpointStore(path, LoadOptions, options)
     try:
         return _Object(place)
     except BaseException:
         place.close()
         raise
-
-
-class _LocalFile(RangeFile):
-    def __init__(self, path: Path) -> None:
-        self.name = os.fspath(path)
-        try:
-            self._file: IO[bytes] = open(path, "rb", buffering=0)  # noqa: SIM115  # closed by close()
-        except OSError as error:
-            raise CheckpointNotFoundError(f"{self.name} cannot be read: {error.strerror}") from error
-        self.size = os.fstat(self._file.fileno()).st_size
-
-    def read_into(self, ranges: Sequence[tuple[int, memoryview]]) -> None:
-        for start, view in ranges:
-            done = 0
-            while done < view.nbytes:
-                count = os.preadv(self._file.fileno(), [view[done:]], start + done)
-                if count <= 0:
-                    raise CheckpointReplacedError(f"{self.name} was cut short while it was read")
-                done += count
-
-    def close(self) -> None:
-        self._file.close()
 
 
 class _Object(RangeFile):
@@ -158,25 +115,6 @@ def key_of_file(location: Location) -> str:
     return location.prefix
 
 
-class Sink(abc.ABC):
-    """Where a file is written to. It is there once it is whole, or not at all."""
-
-    @abc.abstractmethod
-    def write(self, data: bytes | memoryview, /) -> int:
-        """Append ``data``, which is not kept."""
-
-    def flush(self) -> None:  # noqa: B027  # torch's writer calls it; a file is seen when it is whole
-        """Nothing."""
-
-    @abc.abstractmethod
-    def finish(self) -> None:
-        """Make the file of what was written."""
-
-    @abc.abstractmethod
-    def abort(self, reason: BaseException) -> None:
-        """Leave nothing."""
-
-
 @contextmanager
 def file_sink(path: Path, options: Mapping[str, Any], size: int) -> Iterator[Sink]:
     """Write a file of about ``size`` bytes at a path or URL; it is there if the context ends well.
@@ -187,7 +125,7 @@ def file_sink(path: Path, options: Mapping[str, Any], size: int) -> Iterator[Sin
     sink: Sink
     if scheme_of(path) is None:
         refuse_folded(path)
-        sink = _LocalSink(os.fspath(path), overwrite=bool(options.get("overwrite", True)))
+        sink = LocalSink(os.fspath(path), overwrite=bool(options.get("overwrite", True)))
     else:
         place = CheckpointStore(path, SaveOptions, options)
         try:
@@ -201,35 +139,6 @@ def file_sink(path: Path, options: Mapping[str, Any], size: int) -> Iterator[Sin
     except BaseException as error:
         sink.abort(error)
         raise
-
-
-class _LocalSink(Sink):
-    def __init__(self, path: str, *, overwrite: bool) -> None:
-        if os.path.isdir(path):
-            raise ConfigurationError(f"{path} is a folder: give the path of a file")
-        if not overwrite and os.path.exists(path):
-            raise CheckpointExistsError(f"{path} is there already and overwrite=False")
-        self._path = path
-        self._unfinished = f"{path}.{secrets.token_hex(4)}.unfinished"
-        try:
-            self._file = open(self._unfinished, "wb", buffering=MIB)  # noqa: SIM115  # closed at the end
-        except OSError as error:
-            raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from error
-
-    def write(self, data: bytes | memoryview, /) -> int:
-        return self._file.write(data)
-
-    def finish(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        os.replace(self._unfinished, self._path)
-
-    def abort(self, reason: BaseException) -> None:
-        del reason
-        self._file.close()
-        if os.path.exists(self._unfinished):
-            os.unlink(self._unfinished)
 
 
 class _Upload(Sink):

@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.storage import StorageReader, StorageWriter
 from dcp_core.config import GIB, LoadOptions
 from dcp_core.convert.blanks import Progress, Source
 from dcp_core.convert.checkpoint import CheckpointSource, flattened, save_checkpoint
-from dcp_core.convert.files import Path
+from dcp_core.convert.file_types import Path
 from dcp_core.convert.torch_file import TorchFileSource, save_torch_file
 from dcp_core.errors import (
     CheckpointExistsError,

@@ -22,7 +22,8 @@ import torch
 
 from dcp_core.config import KIB, MIB
 from dcp_core.convert.blanks import Progress, Source, Values, address, blanks_in
-from dcp_core.convert.files import Path, RangeFile, Sink, file_sink, open_file
+from dcp_core.convert.file_types import Path, RangeFile, Sink
+from dcp_core.convert.files import file_sink, open_file
 from dcp_core.errors import (
     CheckpointCorruptError,
     CloudCheckpointError,

@@ -37,6 +37,7 @@ from dcp_core import (
     UntrustedDataError,
 )
 from dcp_core.convert import Format, TorchSaveReader, convert, dcp_to_torch_save, torch_save_to_dcp
+from dcp_core.convert.local_files import LocalSink
 from dcp_core.convert.nest import nested
 from dcp_core.huggingface import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
@@ -628,3 +629,26 @@ def test_what_is_wrong_is_one_line(
     assert done.stderr.startswith("dcp-cloud convert: ")
     assert said in done.stderr
     assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+def test_a_disk_that_is_full_is_one_error_and_leaves_nothing(tmp_path: Path) -> None:
+    """As /dev/full is: it takes a name, and no byte."""
+    sink = LocalSink(str(tmp_path / "made.pt"), overwrite=True)
+    sink._file.close()
+    sink._file = open("/dev/full", "wb", buffering=1 << 20)  # noqa: SIM115  # closed by abort()
+    with pytest.raises(ConfigurationError, match=r"made\.pt cannot be written: No space left") as caught:
+        sink.write(bytes(1 << 22))
+    sink.abort(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_came_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "made.pt"
+    sink = LocalSink(str(path), overwrite=False)
+    sink.write(b"of this")
+    path.write_bytes(b"of another")
+    with pytest.raises(CheckpointExistsError, match="is there already") as caught:
+        sink.finish()
+    sink.abort(caught.value)
+    assert path.read_bytes() == b"of another"
+    assert list(tmp_path.iterdir()) == [path]
