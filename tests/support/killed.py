@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -63,13 +64,15 @@ def _said(folder: Path) -> str:
 def finished(script: Path, arguments: Sequence[str], folder: Path) -> str:
     """What the first rank prints; all must end well."""
     with _started(script, arguments, folder) as ranks:
-        try:
-            codes = [process.wait(_LIMIT) for process in ranks]
-        except subprocess.TimeoutExpired:
-            # each says where it hangs
-            for process in ranks:
-                process.send_signal(signal.SIGABRT)
-            codes = [process.wait() for process in ranks]
+        until = time.monotonic() + _LIMIT
+        while any(process.poll() is None for process in ranks):
+            if any(process.poll() for process in ranks) or time.monotonic() > until:
+                # one has failed, or nothing goes on: the others say where they are
+                for process in ranks:
+                    process.send_signal(signal.SIGABRT)
+                break
+            time.sleep(0.1)
+        codes = [process.wait() for process in ranks]
     assert codes == [0] * _RANKS, "\n".join(path.read_text() for path in folder.glob("rank-*.txt"))
     return _said(folder)
 
