@@ -27,6 +27,7 @@ from dcp_core.config import SaveOptions
 from dcp_core.errors import (
     CheckpointCorruptError,
     CheckpointExistsError,
+    CheckpointIncompleteError,
     CheckpointReplacedError,
     ConfigurationError,
     ObjectNotFoundError,
@@ -39,7 +40,7 @@ from dcp_core.tools.kept import kept_names
 from dcp_core.tools.ownership import require_alone, require_own
 from dcp_core.tools.places import Opened, Target, open_checkpoint, open_target, place_at
 from dcp_core.tools.sending import Sender
-from dcp_core.upkeep.inventory import Inventory, combined, inventory, sizes_against
+from dcp_core.upkeep.inventory import Inventory, StoredFrame, combined, inventory, sizes_against
 from dcp_core.upkeep.records import object_sizes
 from dcp_core.upkeep.shards import WHOLE, Shard
 
@@ -209,13 +210,26 @@ class _Copy:
         candidates = {name: size for name, size in sizes.items() if there.get(name) == size}
         kept = kept_names(self._source, target, candidates, frames, quick=self._quick)
         report.kept, report.kept_size = len(kept), sum(sizes[name] for name in kept)
-        # a failed request must not find what was there, and take it for what it sent
-        stale = [target.location.key(name) for name in candidates if name not in kept]
-        if stale:
-            target.transfer.attempt(partial(target.store.delete, stale))
+        stale = {name: size for name, size in candidates.items() if name not in kept}
+        if stale and not self._there:
+            # a failed request must not find what was there, and take it for what it sent
+            keys = [target.location.key(name) for name in stale]
+            target.transfer.attempt(partial(target.store.delete, keys))
         count(report.kept_size)
         sender = Sender(self._source, target, count)
         sender.send((name, size, frames[name]) for name, size in sizes.items() if name not in kept)
+        if self._there:
+            # of a checkpoint that is committed nothing is deleted: what was mended is looked at instead
+            self._require_mended(stale, frames)
+
+    def _require_mended(self, sizes: dict[str, int], frames: Mapping[str, list[StoredFrame]]) -> None:
+        left = set(sizes) - kept_names(self._source, self._target, sizes, frames, quick=False)
+        if left:
+            raise CheckpointIncompleteError(
+                f"{len(left)} damaged objects of the checkpoint at {self._target.location} were not replaced",
+                bucket=self._target.store.bucket,
+                key=self._target.location.key(min(left)),
+            )
 
     def _commit(self, records: dict[str, bytes], names: set[str]) -> None:
         target = self._target

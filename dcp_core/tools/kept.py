@@ -1,6 +1,6 @@
 """Which objects are at the target of a copy already, and need not be sent again.
 
-An object of this library, every item of which has checksums, is read where it is to be and held against them.
+An object every item of which has checksums is read where it is to be and held against them.
 Any other is compared with the source, byte by byte.
 """
 
@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from dcp_core.errors import ConflictError, ObjectNotFoundError
-from dcp_core.format.layout import is_data_name
 from dcp_core.tools.copy_plan import is_known
 from dcp_core.tools.places import Opened, Target
 from dcp_core.tools.sending import read_pinned
@@ -43,9 +42,9 @@ def kept_names(
     """Those of the objects ``sizes``, which are there in this size, that are equal.
 
     Args:
-        quick: take what has the name of one save alone for equal.
+        quick: take all of them for equal, for no other save gives their names.
     """
-    unread = {name for name in sizes if quick and is_data_name(name)}
+    unread = set(sizes) if quick else set()
     known = {name for name in sizes if name not in unread and is_known(frames[name])}
     todo: list[Task | _Same] = list(tasks({name: frames[name] for name in known}))
     todo += (one for name in sizes if name not in unread | known for one in _pieces(name, sizes[name]))

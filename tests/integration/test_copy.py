@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 from dcp_core import (
     CheckpointCorruptError,
+    CloudCheckpointError,
     CloudStorageReader,
     CloudStorageWriter,
     ConflictError,
@@ -351,6 +352,25 @@ def test_a_refused_request_is_not_taken_for_done_by_what_was_there(
     with pytest.raises(PermissionError):
         copy(url, target)
     assert "copy/.metadata" not in seaweedfs_bucket.keys()
+
+
+def test_a_committed_copy_loses_nothing_when_it_cannot_be_mended(
+    seaweedfs_bucket: Bucket, proxy: FaultProxy
+) -> None:
+    """What is whole in a damaged object stays, and the copy says that the damage does too."""
+    url, target = f"{seaweedfs_bucket.url}/run", f"{seaweedfs_bucket.url}/copy"
+    dcp.save({"w": torch.ones(9)}, storage_writer=CloudStorageWriter(url))
+    copy(url, target)
+    (key,) = (key for key in seaweedfs_bucket.keys("copy/") if key.endswith(".distcp"))
+    damaged = bytes(len(seaweedfs_bucket.read(key)))
+    seaweedfs_bucket.write(key, damaged)
+    proxy.add(Fault("error", operation="PutObject", path="distcp", status=500, times=99))
+    with pytest.raises(CloudCheckpointError):
+        copy(url, target, target_options={"max_attempts": 2})
+    assert seaweedfs_bucket.read(key) == damaged
+    proxy.clear()
+    assert copy(url, target).committed
+    assert seaweedfs_bucket.read(key) == seaweedfs_bucket.read(key.replace("copy/", "run/"))
 
 
 def test_what_cannot_be_copied(seaweedfs_bucket: Bucket, tmp_path: Path) -> None:
